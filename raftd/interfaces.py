@@ -13,6 +13,7 @@ once, perhaps before the call returns, with either the result or a
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
@@ -280,3 +281,63 @@ class IDatabase(Interface):
         Linearizable: outcomes as of `INode.read`.  Otherwise this node's own
         state, which may be behind; it then needs no leader.
         """
+
+
+# -- what the dialogue and the options stand on --------------------------------
+
+
+class Stage(enum.Enum):
+    """How far a data directory has come; recorded in it, so that a restart goes on."""
+
+    #: Nothing of ours is in the directory.
+    NEW = "new"
+    #: It was to become a new cluster; nothing was acknowledged yet.
+    INITIALIZING = "initializing"
+    #: It has an id and is on its way into a cluster.
+    JOINING = "joining"
+    #: It is a member; it only ever restarts.
+    MEMBER = "member"
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """What a restarted node found in its directory."""
+
+    name: str
+    term: int
+    entries: int
+
+
+class ISetup(Interface):
+    """
+    The way from a data directory to a running node, one step at a time.
+
+    The prompts and the command-line options both drive it, and nothing else
+    does.  The directory is locked before the first step.
+    """
+
+    stage: Stage = Attribute("How far the directory has come.")
+    recorded_name: str = Attribute("The name that the directory belongs to; empty if NEW.")
+
+    def take_name(name: str) -> Deferred[None]:
+        """
+        Check `name`, resolve its host and bind its port.
+
+        `BadAnswer` if it is no `host:port`, not the recorded name, not an
+        address of this machine, beyond loopback without leave, or in use.
+        Nothing is written.  After a failure it may be called again.
+        """
+
+    def initialize() -> Deferred[None]:
+        """For NEW and INITIALIZING: become a new cluster of one; fires when it serves."""
+
+    def join(servers: Sequence[str]) -> Deferred[None]:
+        """
+        For NEW and JOINING: join the cluster of which `servers`, tried in
+        order, are members; without any, those recorded last.
+
+        Fires when this node is a voter whose log has caught up.  `JoinFailed`
+        says why not; it may then be called again, with the same or others.
+        """
+
+    def recover() -> Deferred[Recovered]:
+        """For MEMBER: start from what the directory holds; fires when it serves."""
