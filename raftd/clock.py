@@ -1,0 +1,48 @@
+"""
+Monotonic time for Twisted's reactor.
+
+A reactor schedules its calls by `time.time`, which jumps when somebody sets
+the clock: a step forward fires election timers early, a step back silences
+heartbeats.  `use_monotonic` puts `time.monotonic` in its place.  `twist raftd`
+does so itself; a program that embeds raftd calls it first of all.
+"""
+
+from __future__ import annotations
+
+import time
+
+from twisted.internet.base import ReactorBase
+from twisted.logger import Logger
+
+_log = Logger()
+
+
+def use_monotonic(reactor: object) -> None:
+    """
+    Make `reactor` run on the monotonic clock, from now on.
+
+    Call it before the first `callLater`: calls that were scheduled by the
+    other clock would be decades away, so `RuntimeError` if there are any.
+    Nothing happens if it was done before, or if `reactor` is not one of
+    Twisted's own (a test's `Clock` owns its time).
+    """
+    if is_monotonic(reactor):
+        return
+    assert isinstance(reactor, ReactorBase)
+    if reactor.getDelayedCalls():
+        raise RuntimeError("use_monotonic() must be called before the first callLater().")
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
+
+
+def is_monotonic(reactor: object) -> bool:
+    """Whether no step of the wall clock can move the timers of `reactor`."""
+    return not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic
+
+
+def warn_unless_monotonic(reactor: object) -> None:
+    """Log a warning if a step of the wall clock would move the timers of `reactor`."""
+    if not is_monotonic(reactor):
+        _log.warn(
+            "The reactor runs on the wall clock: setting the clock will disturb elections. "
+            "Call raftd.clock.use_monotonic(reactor) before the first callLater()."
+        )
