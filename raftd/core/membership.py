@@ -103,21 +103,23 @@ class ConfigurationHistory:
         """Where the log holds `latest`."""
         return self._history[-1][0]
 
-    def append(self, entries: Iterable[Entry]) -> bool:
-        """Take note of appended entries; true if the configuration changed."""
-        changed = False
-        for entry in entries:
-            if entry.kind == EntryKind.CONFIGURATION:
-                self._history.append((entry.index, decode_configuration(entry.data)))
-                changed = True
-        return changed
+    def append(self, changes: Iterable[tuple[int, Configuration]]) -> None:
+        """Take note of what `configurations_in` found in appended entries."""
+        self._history.extend(changes)
 
-    def truncate(self, first_removed: int) -> bool:
-        """Forget what entries from `first_removed` on had set; true if it changed."""
-        before = len(self._history)
+    def truncate(self, first_removed: int) -> None:
+        """Forget what entries from `first_removed` on had set."""
         while len(self._history) > 1 and self._history[-1][0] >= first_removed:
             self._history.pop()
-        return len(self._history) != before
+
+
+def configurations_in(entries: Iterable[Entry]) -> list[tuple[int, Configuration]]:
+    """(index, configuration) of each such entry; `ProtocolViolation` if it holds none."""
+    return [
+        (entry.index, decode_configuration(entry.data))
+        for entry in entries
+        if entry.kind == EntryKind.CONFIGURATION
+    ]
 
 
 def _sorted(members: Iterable[Member]) -> tuple[Member, ...]:

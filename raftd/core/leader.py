@@ -1,0 +1,269 @@
+"""
+What only a leader does: replication, commitment, quorum rounds.
+
+A `Leadership` lives for one term and ends with it, and with it everything
+that is true only in that term: what is known of the others' logs, the reads
+that wait for a quorum, the right to append.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from raftd.core.log import Log
+from raftd.core.membership import Configuration
+from raftd.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    HeartbeatResponse,
+    MemberId,
+    Request,
+)
+from raftd.core.progress import Progress, ProgressState
+from raftd.core.quorum import quorum_value
+from raftd.core.reads import MAX_READS_WAITING, ReadQueue
+from raftd.core.settings import Settings
+from raftd.errors import Overloaded
+
+#: Entries and bytes of data in one AppendEntries; one entry is always sent whole.
+MAX_ENTRIES_PER_APPEND = 4096
+MAX_BYTES_PER_APPEND = 512 << 10
+#: Bytes of data that a leader has appended and not yet committed and flushed
+#: itself.  Beyond it, proposals are refused: a stalled disk or a lost quorum
+#: costs bounded memory.
+MAX_UNCOMMITTED_BYTES = 32 << 20
+#: How long a new commit index may wait for an AppendEntries to carry it to the
+#: others before a heartbeat does: long enough that under load it costs nothing.
+COMMIT_NOTICE_DELAY_S = 0.001
+
+
+class Leadership:
+    """
+    The leader of `term`, from its election to its stepping down.
+
+    Invariant: the log is only appended to while it lives (Leader Append-Only,
+    paper figure 3).
+    """
+
+    def __init__(
+        self,
+        member_id: MemberId,
+        term: int,
+        log: Log,
+        configuration: Configuration,
+        settings: Settings,
+        now: float,
+        send: Callable[[MemberId, Request], None],
+    ) -> None:
+        self._member_id = member_id
+        self._term = term
+        self._log = log
+        self._settings = settings
+        self._send = send
+        #: The cluster's clock goes on from where the log left it.
+        self._elected_at = now
+        self._time_base_ms = log.last_time_ms
+        #: (last index, bytes) of each proposal that is not yet safe.
+        self._uncommitted: deque[tuple[int, int]] = deque()
+        self._uncommitted_bytes = 0
+        self.reads = ReadQueue()
+        self.progress: dict[MemberId, Progress] = {}
+        self.configure(configuration, now)
+        self.heartbeat_due = now
+        self._notice_due = math.inf
+        #: The no-op of this term: nothing earlier may be counted, and no read or
+        #: membership change may be answered, before it is committed (paper 5.4.2, 8).
+        self.term_start_index = self.append(EntryKind.NOOP, (b"",), now)
+
+    def configure(self, configuration: Configuration, now: float) -> None:
+        """Follow a configuration that has just taken effect."""
+        self._majorities = configuration.majorities()
+        members = configuration.members()
+        for member_id in [m for m in self.progress if m not in members]:
+            del self.progress[member_id]
+        for member_id in members:
+            if member_id not in self.progress:
+                self.progress[member_id] = Progress(self._log.last_index + 1, now)
+        self.persisted()
+
+    # -- appending -----------------------------------------------------------
+
+    def append(self, kind: EntryKind, batch: Sequence[bytes], now: float) -> int:
+        """Append one entry for each item; the index of the first."""
+        first = self._log.last_index + 1
+        time_ms = self._time_base_ms + int((now - self._elected_at) * 1000)
+        term = self._term
+        self._log.append(
+            [Entry(first + i, term, kind, time_ms, data) for i, data in enumerate(batch)]
+        )
+        return first
+
+    def propose(self, batch: Sequence[bytes], now: float) -> int:
+        """Append commands; `Overloaded` when too much is waiting to be committed."""
+        if self._uncommitted_bytes > MAX_UNCOMMITTED_BYTES:
+            raise Overloaded(
+                "The leader has more waiting to be committed than it may hold. Try again."
+            )
+        first = self.append(EntryKind.COMMAND, batch, now)
+        size = sum(map(len, batch))
+        self._uncommitted.append((self._log.last_index, size))
+        self._uncommitted_bytes += size
+        return first
+
+    def safe_up_to(self, index: int) -> None:
+        """Everything up to `index` is committed, and durable here as well."""
+        while self._uncommitted and self._uncommitted[0][0] <= index:
+            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+
+    # -- replication ---------------------------------------------------------
+
+    def replicate(self, commit_index: int, now: float) -> None:
+        """Send each member what it lacks, as far as its window allows."""
+        for member_id, progress in self.progress.items():
+            if member_id == self._member_id:
+                continue
+            while progress.next_index <= self._log.last_index and progress.may_send():
+                self._append_entries(member_id, progress, commit_index)
+            self._notice(progress, commit_index, now)
+        if now >= self._notice_due:
+            self._notice_due = math.inf
+            for member_id, progress in self.progress.items():
+                if self._lacks_notice(progress, commit_index):
+                    self._heartbeat(member_id, progress, commit_index)
+
+    def _append_entries(
+        self, member_id: MemberId, progress: Progress, commit_index: int
+    ) -> None:
+        previous = progress.next_index - 1
+        previous_term = self._log.term_at(previous)
+        assert previous_term is not None, "no entry is removed that a member may need"
+        entries = self._log.batch(
+            progress.next_index, MAX_ENTRIES_PER_APPEND, MAX_BYTES_PER_APPEND
+        )
+        self._send(
+            member_id,
+            AppendEntries(self._term, previous, previous_term, commit_index, entries),
+        )
+        last = previous + len(entries)
+        progress.sent(last, sum(len(e.data) for e in entries))
+        progress.commit_sent = max(progress.commit_sent, min(commit_index, last))
+
+    def _lacks_notice(self, progress: Progress, commit_index: int) -> bool:
+        return progress.commit_sent < min(commit_index, progress.match_index)
+
+    def _notice(self, progress: Progress, commit_index: int, now: float) -> None:
+        if self._notice_due == math.inf and self._lacks_notice(progress, commit_index):
+            self._notice_due = now + COMMIT_NOTICE_DELAY_S
+
+    def appended(self, member_id: MemberId, answer: AppendEntriesResponse, now: float) -> None:
+        """A member of this term has answered AppendEntries."""
+        progress = self.progress.get(member_id)
+        if progress is None or answer.match_index > self._log.last_index:
+            return
+        progress.last_contact = now
+        if answer.success:
+            progress.matched(answer.match_index)
+            return
+        refused = answer.match_index
+        if progress.state is ProgressState.REPLICATE:
+            stale = refused <= progress.match_index
+        else:
+            stale = refused != progress.next_index - 1
+        if not stale:
+            hint, _ = self._log.matching_hint(answer.hint_index, answer.hint_term)
+            progress.probe(min(refused, hint + 1), lost=False)
+
+    def unreachable(self, member_id: MemberId) -> None:
+        """An AppendEntries got no answer; it may or may not have arrived."""
+        progress = self.progress.get(member_id)
+        if progress is not None:
+            # The next answered heartbeat lets it go on.
+            progress.probe(progress.match_index + 1, lost=True)
+
+    def persisted(self) -> None:
+        """The leader counts its own copy when it is durable, and not before."""
+        own = self.progress.get(self._member_id)
+        if own is not None:
+            own.match_index = self._log.persisted_index
+            own.next_index = own.match_index + 1
+
+    def commit_candidate(self) -> int:
+        """The index that a quorum holds durably."""
+        matches = {m: p.match_index for m, p in self.progress.items()}
+        return quorum_value(self._majorities, matches, 0)
+
+    # -- authority -----------------------------------------------------------
+
+    def tick(self, commit_index: int, now: float) -> None:
+        """Send the heartbeats that are due."""
+        if now >= self.heartbeat_due:
+            self.heartbeat_due = now + self._settings.heartbeat_interval_s
+            self._heartbeats(commit_index)
+
+    def _heartbeats(self, commit_index: int) -> None:
+        for member_id, progress in self.progress.items():
+            if member_id != self._member_id:
+                self._heartbeat(member_id, progress, commit_index)
+
+    def _heartbeat(self, member_id: MemberId, progress: Progress, commit_index: int) -> None:
+        commit = min(commit_index, progress.match_index)
+        progress.commit_sent = max(progress.commit_sent, commit)
+        self._send(member_id, Heartbeat(self._term, commit, self.reads.round))
+
+    def heartbeat_answered(
+        self, member_id: MemberId, answer: HeartbeatResponse, now: float
+    ) -> None:
+        progress = self.progress.get(member_id)
+        if progress is None:
+            return
+        progress.last_contact = now
+        progress.round = max(progress.round, min(answer.round, self.reads.round))
+        # It can be reached (again): what was lost is sent anew.
+        progress.lost = False
+
+    def quorum_contact(self, now: float) -> float:
+        """The latest time at which a quorum, this node included, had answered."""
+        contacts = {
+            m: now if m == self._member_id else p.last_contact for m, p in self.progress.items()
+        }
+        return quorum_value(self._majorities, contacts, now)
+
+    # -- reads ---------------------------------------------------------------
+
+    def read(self, context: int, commit_index: int) -> None:
+        """
+        A read that arrives now.
+
+        It must see the no-op of this term at least: before that is committed,
+        the leader does not know how far its predecessors had committed.
+        """
+        if len(self.reads) >= MAX_READS_WAITING:
+            raise Overloaded("The leader has too many reads waiting. Try again.")
+        self.reads.add(context, max(commit_index, self.term_start_index))
+
+    def advance_reads(self, commit_index: int) -> list[tuple[int, int]]:
+        """Release the reads that a quorum has confirmed; begin a round for the rest."""
+        released = self._confirmed()
+        if self.reads.begin_round():
+            self._heartbeats(commit_index)
+            # With a quorum of one, the round is over as soon as it has begun.
+            released += self._confirmed()
+        return released
+
+    def _confirmed(self) -> list[tuple[int, int]]:
+        if not len(self.reads):
+            return []
+        rounds = {
+            m: self.reads.round if m == self._member_id else p.round
+            for m, p in self.progress.items()
+        }
+        return self.reads.confirm(quorum_value(self._majorities, rounds, 0))
+
+    @property
+    def next_deadline(self) -> float:
+        return min(self.heartbeat_due, self._notice_due)
