@@ -31,7 +31,7 @@ def use_monotonic(reactor: object) -> None:
     assert isinstance(reactor, ReactorBase)
     if reactor.getDelayedCalls():
         raise RuntimeError("use_monotonic() must be called before the first callLater().")
-    reactor.seconds = time.monotonic  # type: ignore[method-assign]
+    reactor.seconds = time.monotonic
 
 
 def is_monotonic(reactor: object) -> bool:

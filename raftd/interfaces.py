@@ -341,3 +341,22 @@ class ISetup(Interface):
 
     def recover() -> Deferred[Recovered]:
         """For MEMBER: start from what the directory holds; fires when it serves."""
+
+
+class IServer(ISetup):
+    """A server as the command runs it: everything between a directory and a port."""
+
+    def open() -> None:
+        """
+        Lock the data directory and see how far it has come; called once, first.
+
+        `DirectoryInUse`, `DirectoryDamaged` or another `RaftdError` if there
+        is no going on; nothing has been written then.
+        """
+
+    def stop() -> Deferred[None]:
+        """
+        Give up whatever step is under way, stop serving, flush and unlock.
+
+        Fires when that is done; it may be called at any stage, once.
+        """
