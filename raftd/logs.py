@@ -123,11 +123,11 @@ class LogFileWriter:
         try:
             if self._file is None:
                 directory, name = os.path.split(self._path)
-                self._file = LogFile(
+                self._file = LogFile(  # type: ignore[no-untyped-call]
                     name, directory, ROTATE_LENGTH, maxRotatedFiles=MAX_ROTATED_FILES
                 )
             data = text.encode("utf-8", "backslashreplace")
-            self._file.write(data)
+            self._file.write(data)  # type: ignore[no-untyped-call]
         except OSError as e:
             if not self._complained:
                 self._complained = True

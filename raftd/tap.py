@@ -256,7 +256,7 @@ class RaftdService(Service):
 
     def startService(self) -> None:
         """Lock the directory, at once; the rest when the reactor runs."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         try:
             self._server.open()
         except RaftdError as e:
@@ -302,7 +302,7 @@ class RaftdService(Service):
 
     def stopService(self) -> Deferred[None]:
         """Break off the dialogue if it goes on, and stop the server."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         if self._dialogue is not None:
             self._dialogue.cancel()
         stopped = self._server.stop()
@@ -422,8 +422,8 @@ def main() -> None:
     """
     occupy_standard_descriptors()
     try:
-        options = Options()
-        options.parseOptions(sys.argv[1:])
+        options = Options()  # type: ignore[no-untyped-call]
+        options.parseOptions(sys.argv[1:])  # type: ignore[no-untyped-call]
     except usage.UsageError as e:
         print(f"raftd: {e}\nSee raftd --help.", file=sys.stderr)
         sys.exit(_EXIT_USAGE)
