@@ -62,6 +62,12 @@ class TooLarge(DidNotHappen):
     code = "too_large"
 
 
+class BadRequest(DidNotHappen):
+    """The request can never be carried out as it stands; nothing was changed."""
+
+    code = "bad_request"
+
+
 class Stopped(DidNotHappen):
     """The node is shutting down and takes no more requests."""
 
