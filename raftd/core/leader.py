@@ -72,6 +72,7 @@ class Leadership:
         self._uncommitted: deque[tuple[int, int]] = deque()
         self._uncommitted_bytes = 0
         self.reads = ReadQueue()
+        #: The other members.
         self.progress: dict[MemberId, Progress] = {}
         self.configure(configuration, now)
         self.heartbeat_due = now
@@ -83,13 +84,11 @@ class Leadership:
     def configure(self, configuration: Configuration, now: float) -> None:
         """Follow a configuration that has just taken effect."""
         self._majorities = configuration.majorities()
-        members = configuration.members()
-        for member_id in [m for m in self.progress if m not in members]:
+        others = configuration.members().keys() - {self._member_id}
+        for member_id in self.progress.keys() - others:
             del self.progress[member_id]
-        for member_id in members:
-            if member_id not in self.progress:
-                self.progress[member_id] = Progress(self._log.last_index + 1, now)
-        self.persisted()
+        for member_id in sorted(others - self.progress.keys()):
+            self.progress[member_id] = Progress(self._log.last_index + 1, now)
 
     # -- appending -----------------------------------------------------------
 
@@ -125,8 +124,6 @@ class Leadership:
     def replicate(self, commit_index: int, now: float) -> None:
         """Send each member what it lacks, as far as its window allows."""
         for member_id, progress in self.progress.items():
-            if member_id == self._member_id:
-                continue
             while progress.next_index <= self._log.last_index and progress.may_send():
                 self._append_entries(member_id, progress, commit_index)
             self._notice(progress, commit_index, now)
@@ -185,16 +182,14 @@ class Leadership:
             # The next answered heartbeat lets it go on.
             progress.probe(progress.match_index + 1, lost=True)
 
-    def persisted(self) -> None:
-        """The leader counts its own copy when it is durable, and not before."""
-        own = self.progress.get(self._member_id)
-        if own is not None:
-            own.match_index = self._log.persisted_index
-            own.next_index = own.match_index + 1
-
     def commit_candidate(self) -> int:
-        """The index that a quorum holds durably."""
+        """
+        The index that a quorum holds durably.
+
+        The leader counts its own copy when it is durable, and not before.
+        """
         matches = {m: p.match_index for m, p in self.progress.items()}
+        matches[self._member_id] = self._log.persisted_index
         return quorum_value(self._majorities, matches, 0)
 
     # -- authority -----------------------------------------------------------
@@ -207,8 +202,7 @@ class Leadership:
 
     def _heartbeats(self, commit_index: int) -> None:
         for member_id, progress in self.progress.items():
-            if member_id != self._member_id:
-                self._heartbeat(member_id, progress, commit_index)
+            self._heartbeat(member_id, progress, commit_index)
 
     def _heartbeat(self, member_id: MemberId, progress: Progress, commit_index: int) -> None:
         commit = min(commit_index, progress.match_index)
@@ -228,9 +222,8 @@ class Leadership:
 
     def quorum_contact(self, now: float) -> float:
         """The latest time at which a quorum, this node included, had answered."""
-        contacts = {
-            m: now if m == self._member_id else p.last_contact for m, p in self.progress.items()
-        }
+        contacts = {m: p.last_contact for m, p in self.progress.items()}
+        contacts[self._member_id] = now
         return quorum_value(self._majorities, contacts, now)
 
     # -- reads ---------------------------------------------------------------
@@ -258,10 +251,8 @@ class Leadership:
     def _confirmed(self) -> list[tuple[int, int]]:
         if not len(self.reads):
             return []
-        rounds = {
-            m: self.reads.round if m == self._member_id else p.round
-            for m, p in self.progress.items()
-        }
+        rounds = {m: p.round for m, p in self.progress.items()}
+        rounds[self._member_id] = self.reads.round
         return self.reads.confirm(quorum_value(self._majorities, rounds, 0))
 
     @property

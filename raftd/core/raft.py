@@ -577,7 +577,6 @@ class Raft:
         if self.role is Role.CANDIDATE and self._hard_state_write <= number:
             self._vote(self.member_id, True, now)
         if self.leadership is not None:
-            self.leadership.persisted()
             self._advance_commit(self.leadership)
 
     def applied(self, index: int) -> None:
