@@ -1,0 +1,533 @@
+"""
+The driver of a node: clock, storage, peers and state machine around a core.
+
+All inputs of one reactor turn are gathered, and `_turn` then runs once: it
+proposes or forwards what clients have asked for, takes the core's `Ready`,
+and sets going everything in it: one batch to the disk, the same batch to the
+peers, what is committed to the state machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from raftd.applier import Applier
+from raftd.core.log import Log
+from raftd.core.membership import Configuration
+from raftd.core.messages import (
+    NOBODY,
+    Entry,
+    Member,
+    MemberId,
+    Response,
+)
+from raftd.core.messages import Request as RPCRequest
+from raftd.core.quorum import has_quorum
+from raftd.core.raft import Outgoing, Raft, Random, Ready, Role
+from raftd.core.settings import Settings
+from raftd.errors import (
+    ChangeInProgress,
+    Fatal,
+    InvariantViolated,
+    NoLeader,
+    NoQuorum,
+    NotLeader,
+    PeerUnreachable,
+    ProtocolViolation,
+    RaftdError,
+    Stopped,
+    Superseded,
+)
+from raftd.interfaces import (
+    Done,
+    ILogStorage,
+    INode,
+    INodeRPC,
+    IPeer,
+    IStateMachine,
+    ITransport,
+    MemberStatus,
+    NodeStatus,
+)
+from raftd.routing import RETRY_DELAY_S, Router
+
+
+@implementer(INode, INodeRPC)
+class Node:
+    """
+    A running member.
+
+    Invariant: `_peers` has the other members of `_configuration`, and nobody else.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        member: Member,
+        cluster_id: int,
+        storage: ILogStorage,
+        transport: ITransport,
+        state_machine: IStateMachine,
+        random: Random,
+        settings: Settings,
+        request_timeout_s: float,
+        on_fatal: Callable[[Fatal], None],
+    ) -> None:
+        self._clock = clock
+        self.member = member
+        self.cluster_id = cluster_id
+        self._storage = storage
+        self._transport = transport
+        self._request_timeout_s = request_timeout_s
+        self._on_fatal = on_fatal
+        self._started_at = clock.seconds()
+        self._raft = Raft(
+            member.id,
+            settings,
+            random,
+            self._started_at,
+            hard_state=storage.hard_state,
+            log=Log(storage.entries),
+        )
+        self._peers: dict[MemberId, IPeer] = {}
+        self._configuration = Configuration()
+        self._leader_seen = NOBODY
+        self._running = False
+
+        self._turn_call: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None
+
+        self._applier = Applier(
+            clock, state_machine, self._raft.applied_index, self._entry_applied
+        )
+        self._router = Router(
+            clock,
+            self._raft,
+            wake=self._wake,
+            defect=self._defect,
+            when_applied=self._applier.when_applied,
+        )
+        self._last_request_id = 0
+        self._answers: dict[int, Deferred[Response]] = {}
+
+    # -- life ----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: storage must have been opened, and peers may now call."""
+        self._running = True
+        self._storage.start(self._persisted, self.fail)
+        self._wake()
+
+    def stop(self) -> Deferred[Any]:
+        """Answer everything, flush, disconnect; fires when all of it is done."""
+        self._halt()
+        peers, self._peers = self._peers, {}
+        return gatherResults(
+            [self._storage.close(), *(peer.close() for peer in peers.values())],
+            consumeErrors=True,
+        )
+
+    def fail(self, reason: Fatal) -> None:
+        """Stop at once, and say why: to go on would put data at risk."""
+        if self._running:
+            self._log.critical("{reason}", reason=str(reason))
+            self._halt()
+            self._on_fatal(reason)
+
+    def _halt(self) -> None:
+        self._running = False
+        for call in (self._turn_call, self._timer):
+            if call is not None and call.active():
+                call.cancel()
+        self._router.stop()
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.errback(Stopped("This node is stopping."))
+
+    # -- what users ask for --------------------------------------------------
+
+    def propose(self, data: bytes, done: Done[bytes]) -> None:
+        """See `INode.propose`."""
+        if self._running:
+            self._router.write(data, done, self._request_timeout_s)
+        else:
+            done(Stopped("This node is not running."))
+
+    def read(self, done: Done[None]) -> None:
+        """See `INode.read`."""
+        if self._running:
+            self._router.read(done, self._request_timeout_s)
+        else:
+            done(Stopped("This node is not running."))
+
+    # -- the turn ------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Something has come in: run a turn once all that is there has been read."""
+        if self._turn_call is None and self._running:
+            self._turn_call = self._clock.callLater(0, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_call = None
+        try:
+            self._do_turn(self._clock.seconds())
+        except Fatal as e:
+            self.fail(e)
+        except Exception:
+            failure = Failure()
+            self._log.failure("A defect stops this node", failure)
+            self.fail(InvariantViolated(f"A defect stops this node: {failure.value!r}"))
+
+    def _do_turn(self, now: float) -> None:
+        raft = self._raft
+        if now >= raft.next_deadline:
+            raft.tick(now)
+        self._router.hand_over(self._leader_peer(now), now)
+        self._carry_out(raft.ready(now))
+        if raft.configuration is not self._configuration:
+            self._follow_configuration()
+        if raft.leader_id != self._leader_seen:
+            self._leader_changed()
+        if self._applier.run():
+            self._wake()
+        self._router.expire(now, self._why_not)
+        self._arm(now)
+
+    def _carry_out(self, ready: Ready) -> None:
+        if ready.write is not None:
+            write = ready.write
+            self._storage.write(write.number, write.hard_state, write.entries)
+        for outgoing in ready.messages:
+            self._dispatch(outgoing)
+        self._applier.add(ready.committed)
+        for context, read_index in ready.reads:
+            self._router.read_index_known(context, read_index)
+        for context in ready.lost_reads:
+            self._router.read_index_known(context, None)
+
+    def _entry_applied(self, entry: Entry, result: bytes) -> None:
+        self._raft.applied(entry.index)
+        self._router.applied(entry, result)
+
+    def _arm(self, now: float) -> None:
+        """Keep one timer, for whatever is due next."""
+        router = self._router
+        due = min(self._raft.next_deadline, router.next_deadline)
+        if router.retry_at > now and router.waits_for_leader:
+            due = min(due, router.retry_at)
+        if self._timer is not None:
+            if self._timer.getTime() <= due:
+                return  # it will find out, and be armed again
+            self._timer.cancel()
+            self._timer = None
+        if due < math.inf:
+            self._timer = self._clock.callLater(max(0.0, due - now), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._wake()
+
+    def _persisted(self, number: int) -> None:
+        if self._running:
+            self._raft.persisted(number, self._clock.seconds())
+            self._wake()
+
+    # -- members and the leader ----------------------------------------------
+
+    def _follow_configuration(self) -> None:
+        """Have a peer for each other member, and for nobody else."""
+        self._configuration = self._raft.configuration
+        others = self._configuration.members()
+        others.pop(self.member.id, None)
+        for member_id in self._peers.keys() - others.keys():
+            self._peers.pop(member_id).close()
+        for member_id, member in others.items():
+            if member_id not in self._peers:
+                self._peers[member_id] = self._transport.peer(member)
+
+    def _leader_changed(self) -> None:
+        self._leader_seen = self._raft.leader_id
+        self._router.retry_at = 0.0
+        leader = self._leader_member()
+        if leader is None:
+            self._log.info("Term {term}: no leader.", term=self._raft.term)
+        else:
+            self._log.info(
+                "Term {term}: the leader is {name}.", term=self._raft.term, name=leader.name
+            )
+        self._wake()
+
+    def _leader_member(self) -> Member | None:
+        if self._raft.leader_id == self.member.id:
+            return self.member
+        return self._configuration.members().get(self._raft.leader_id)
+
+    def _leader_peer(self, now: float) -> IPeer | None:
+        """The leader, if it is another member and can be asked now."""
+        peer = self._peers.get(self._raft.leader_id)
+        if peer is None or now < self._router.retry_at:
+            return None
+        if not peer.connected:
+            self._router.retry_at = now + RETRY_DELAY_S
+            return None
+        return peer
+
+    def _why_not(self) -> RaftdError:
+        """Why a request that is still queued could not be carried out."""
+        reached = {m for m, peer in self._peers.items() if peer.connected} | {self.member.id}
+        majorities = self._configuration.majorities()
+        voters = self._configuration.voter_ids()
+        if self._raft.role is Role.LEADER or not has_quorum(majorities, reached):
+            return NoQuorum(
+                f"{self.member.name} reaches {len(voters & reached)} of {len(voters)} voters, "
+                "which is not enough to decide anything; nothing was changed. Try again."
+            )
+        return NoLeader("There is no leader at the moment; nothing was changed. Try again.")
+
+    # -- what peers ask for (INodeRPC) ---------------------------------------
+
+    def _dispatch(self, outgoing: Outgoing) -> None:
+        """Send a request to a peer, or the answer to one of its own."""
+        message = outgoing.message
+        if outgoing.request_id is not None:
+            self._answers.pop(outgoing.request_id).callback(message)  # type: ignore[arg-type]
+            return
+        peer = self._peers.get(outgoing.to)
+        if peer is None:
+            self._raft.unreachable(outgoing.to)
+            return
+        sent = peer.send(message)  # type: ignore[arg-type]
+        sent.addCallbacks(
+            partial(self._peer_answered, outgoing.to), partial(self._peer_lost, outgoing.to)
+        )
+        sent.addErrback(self._defect)
+
+    def _peer_answered(self, member_id: MemberId, response: Response) -> None:
+        if self._running:
+            self._raft.receive_response(member_id, response, self._clock.seconds())
+            self._wake()
+
+    def _peer_lost(self, member_id: MemberId, failure: Failure) -> None:
+        failure.trap(RaftdError)
+        if self._running:
+            self._raft.unreachable(member_id)
+            self._wake()
+
+    def _defect(self, failure: Failure) -> None:
+        """An error that nothing above has expected."""
+        value = failure.value
+        if not isinstance(value, Fatal):
+            self._log.failure("A defect stops this node", failure)
+            value = InvariantViolated(f"A defect stops this node: {value!r}")
+        self.fail(value)
+
+    def receive(self, sender: MemberId, request: RPCRequest) -> Deferred[Response]:
+        """See `INodeRPC.receive`."""
+        if not self._running:
+            return fail(Stopped("This node is not running."))
+        self._last_request_id += 1
+        request_id = self._last_request_id
+        try:
+            self._raft.receive_request(sender, request, request_id, self._clock.seconds())
+        except ProtocolViolation as e:
+            return fail(e)
+        except Fatal as e:
+            self.fail(e)
+            return fail(e)
+        answer = self._answers[request_id] = Deferred[Response]()
+        self._wake()
+        return answer
+
+    def forwarded(
+        self, commands: Sequence[bytes], timeout_ms: int
+    ) -> Deferred[list[bytes | RaftdError]]:
+        """See `INodeRPC.forwarded`."""
+        if not self._running or self._raft.role is not Role.LEADER:
+            return fail(NotLeader(f"{self.member.name} is not the leader."))
+        timeout_s = min(timeout_ms / 1000, self._request_timeout_s)
+        all_done: Deferred[list[bytes | RaftdError]] = Deferred()
+        outcomes: list[bytes | RaftdError] = [b""] * len(commands)
+        waiting = len(commands)
+
+        def done(position: int, outcome: bytes | RaftdError) -> None:
+            nonlocal waiting
+            outcomes[position] = outcome
+            waiting -= 1
+            if not waiting:
+                all_done.callback(outcomes)
+
+        for position, data in enumerate(commands):
+            self._router.write(data, partial(done, position), timeout_s, forwarded=True)
+        if not commands:
+            all_done.callback([])
+        return all_done
+
+    def forwarded_read(self, timeout_ms: int) -> Deferred[int]:
+        """See `INodeRPC.forwarded_read`; the core answers or gives it up in time by itself."""
+        answer: Deferred[int] = Deferred()
+
+        def use(read_index: int | None) -> None:
+            if read_index is None:
+                answer.errback(NotLeader(f"{self.member.name} is not the leader."))
+            else:
+                answer.callback(read_index)
+
+        self._router.ask_read_index(use)
+        self._wake()
+        return answer
+
+    # -- membership ----------------------------------------------------------
+
+    def join(
+        self, member: Member, timeout_ms: int, *, forwarded: bool = False
+    ) -> Deferred[Configuration]:
+        """See `INodeRPC.join`."""
+
+        async def here() -> Configuration:
+            await self._committed(self._raft.add_learner(member, self._clock.seconds()))
+            return self._configuration
+
+        return Deferred.fromCoroutine(
+            self._at_leader(
+                here, lambda peer, left_ms: peer.join(member, left_ms), timeout_ms, forwarded
+            )
+        )
+
+    def promote(
+        self, member_id: MemberId, timeout_ms: int, *, forwarded: bool = False
+    ) -> Deferred[None]:
+        """See `INodeRPC.promote`."""
+
+        async def here() -> None:
+            await self._committed(self._raft.promote(member_id, self._clock.seconds()))
+
+        return Deferred.fromCoroutine(
+            self._at_leader(
+                here,
+                lambda peer, left_ms: peer.promote(member_id, left_ms),
+                timeout_ms,
+                forwarded,
+            )
+        )
+
+    async def _at_leader(
+        self,
+        here: Callable[[], Any],
+        there: Callable[[IPeer, int], Deferred[Any]],
+        timeout_ms: int,
+        forwarded: bool,
+    ) -> Any:
+        """
+        Carry out an idempotent change where the leader is, and try again until
+        its time is up.
+        """
+        deadline = self._clock.seconds() + timeout_ms / 1000
+        while True:
+            now = self._clock.seconds()
+            left_ms = int((deadline - now) * 1000)
+            reason: RaftdError = self._why_not()
+            try:
+                peer = self._leader_peer(now)
+                if self._raft.role is Role.LEADER:
+                    return await here()
+                if forwarded:
+                    raise NotLeader(f"{self.member.name} is not the leader.")
+                if peer is not None:
+                    return await there(peer, max(1, left_ms))
+            except (ChangeInProgress, NoLeader, Superseded, PeerUnreachable) as e:
+                reason = e
+            if (
+                left_ms <= 0
+                or not self._running
+                or (forwarded and isinstance(reason, NoLeader))
+            ):
+                raise reason
+            await deferLater(self._clock, RETRY_DELAY_S, lambda: None)
+
+    def _committed(self, index: int) -> Deferred[None]:
+        """
+        Fires when the configuration entry at `index`, just found in the log,
+        is applied; fails with `Superseded` if another one takes its place.
+        """
+        term = self._raft.log.term_at(index)
+        applied: Deferred[None] = Deferred()
+
+        def act() -> None:
+            if self._raft.log.term_at(index) == term:
+                applied.callback(None)
+            else:
+                applied.errback(Superseded("The change was lost with its leader. Try again."))
+
+        self._applier.when_applied(index, act)
+        self._wake()
+        return applied
+
+    # -- looking at it -------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force here, committed or not."""
+        return self._raft.configuration
+
+    @property
+    def committed_voter(self) -> bool:
+        """Whether this node has applied the configuration in force, and has a vote in it."""
+        return (
+            self._raft.configuration.is_voter(self.member.id)
+            and self._raft.applied_index >= self._raft.configuration_index
+        )
+
+    def status(self) -> NodeStatus:
+        """See `INode.status`."""
+        raft, now = self._raft, self._clock.seconds()
+        return NodeStatus(
+            member=self.member,
+            cluster_id=self.cluster_id,
+            role=self._role(),
+            term=raft.term,
+            leader=self._leader_member(),
+            first_index=raft.log.first_index,
+            last_index=raft.log.last_index,
+            commit_index=raft.commit_index,
+            applied_index=raft.applied_index,
+            snapshot_index=raft.log.base_index,
+            uptime_seconds=now - self._started_at,
+            members=tuple(
+                self._member_status(member, now)
+                for member in sorted(raft.configuration.members().values())
+            ),
+        )
+
+    def _role(self) -> str:
+        if self._raft.role is Role.PRE_CANDIDATE:
+            return "candidate"
+        if self._raft.role is Role.FOLLOWER and not self._raft.configuration.is_voter(
+            self.member.id
+        ):
+            return "learner"
+        return str(self._raft.role.value)
+
+    def _member_status(self, member: Member, now: float) -> MemberStatus:
+        raft = self._raft
+        role = "voter" if raft.configuration.is_voter(member.id) else "learner"
+        if raft.leadership is None:
+            return MemberStatus(member, role)
+        progress = raft.leadership.progress.get(member.id)
+        if progress is None:
+            last = raft.log.last_index
+            return MemberStatus(member, role, raft.log.persisted_index, last + 1, 0)
+        contact_ms = int((now - progress.last_contact) * 1000)
+        return MemberStatus(member, role, progress.match_index, progress.next_index, contact_ms)
