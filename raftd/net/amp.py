@@ -1,0 +1,280 @@
+"""
+The answering side: what peers may ask of this node, once they have said who they are.
+
+A connection is answered from a table of handlers, and the handshake decides
+the table: before `Hello` it holds nothing else, and then what belongs on that
+channel.  The order of requests is kept: each is handed to the node when its
+last byte has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from raftd.core import messages
+from raftd.core.messages import Member, MemberId, Response
+from raftd.errors import NotReady, PeerRefused, ProtocolViolation
+from raftd.interfaces import INodeRPC
+from raftd.net.boxes import BoxConnection
+from raftd.net.commands import (
+    RAFT,
+    ForwardRequest,
+    ForwardResponse,
+    HelloRequest,
+    HelloResponse,
+    JoinRequest,
+    JoinResponse,
+    PromoteRequest,
+    PromoteResponse,
+    ReadIndexRequest,
+    ReadIndexResponse,
+)
+from raftd.net.handshake import LocalIdentity, answer_hello, check_name, is_joiner
+
+#: How long a connection may take to say Hello.
+HELLO_TIMEOUT_S = 5.0
+
+#: Connections that have not said Hello yet; the oldest goes when one more comes.
+MAX_STRANGERS = 64
+
+#: Names of which the last refusal is remembered, so that each is logged once.
+MAX_REFUSALS_REMEMBERED = 256
+
+#: The longest time that a peer may ask this node to spend on its request.
+MAX_TIMEOUT_MS = 10 * 60 * 1000
+
+
+class PeerServerFactory(ServerFactory):
+    """
+    Makes the answering end of every connection from a peer.
+
+    `identity` and `rpc` may be incomplete at first; until both are there,
+    every handshake is refused with `NotReady`.  `heard_from`, if set, is
+    called with the id of each member whose handshake succeeds: it is up, so
+    this is the moment to connect to it.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, identity: LocalIdentity, rpc: INodeRPC | None = None
+    ) -> None:
+        self.clock = clock
+        self.identity = identity
+        self.rpc = rpc
+        self.heard_from: Callable[[MemberId], None] | None = None
+        # In the order they came.
+        self._strangers: dict[PeerServer, None] = {}
+        # A member that connects again has lost the connection it had before,
+        # whatever this end knows of it.
+        self._members: dict[tuple[MemberId, str], PeerServer] = {}
+        self._joiners: set[PeerServer] = set()
+        self._refusals: dict[str, str] = {}
+        self._closed = False
+
+    def buildProtocol(self, addr: IAddress | None) -> PeerServer | None:
+        if self._closed:
+            return None
+        server = PeerServer(self, str(getattr(addr, "host", None) or "a peer"))
+        self._strangers[server] = None
+        if len(self._strangers) > MAX_STRANGERS:
+            next(iter(self._strangers)).abort("too many connections that have not said Hello")
+        return server
+
+    def close(self) -> None:
+        """Drop every connection, and take no more."""
+        self._closed = True
+        for server in [*self._strangers, *self._joiners, *self._members.values()]:
+            server.drop("the node is shutting down")
+
+    def greet(self, server: PeerServer, hello: HelloRequest) -> HelloResponse:
+        """Answer `hello`, or raise the refusal; see `answer_hello`."""
+        try:
+            if self.rpc is None:
+                raise NotReady(f"{hello.to_name} does not belong to a cluster yet.")
+            answer = answer_hello(self.identity, hello)
+        except PeerRefused as e:
+            self._log_refusal(hello.name, str(e))
+            raise
+        self._refusals.pop(hello.name, None)
+        del self._strangers[server]
+        if is_joiner(hello):
+            self._joiners.add(server)
+            return answer
+        former = self._members.pop((hello.member_id, hello.channel), None)
+        if former is not None:
+            former.drop("the peer has made a new connection")
+        self._members[hello.member_id, hello.channel] = server
+        if self.heard_from is not None:
+            self.heard_from(hello.member_id)
+        return answer
+
+    def forget(self, server: PeerServer) -> None:
+        """`server` is closed."""
+        self._strangers.pop(server, None)
+        self._joiners.discard(server)
+        if self._members.get(server.key) is server:
+            del self._members[server.key]
+
+    def _log_refusal(self, name: str, reason: str) -> None:
+        """One line for each change of reason: a refused peer tries again and again."""
+        if self._refusals.pop(name, None) != reason:
+            self._log.warn("Refused a connection of {name}: {reason}", name=name, reason=reason)
+        self._refusals[name] = reason
+        if len(self._refusals) > MAX_REFUSALS_REMEMBERED:
+            del self._refusals[next(iter(self._refusals))]
+
+
+class PeerServer(BoxConnection):
+    """One connection from a peer, of either channel."""
+
+    def __init__(self, factory: PeerServerFactory, host: str) -> None:
+        super().__init__(factory.clock, host, self._report_abort, self._ended)
+        #: Whose connection it is, and what for; set by the handshake.
+        self.key: tuple[MemberId, str] = (messages.NOBODY, "")
+        self._factory = factory
+        self._hello_timer: IDelayedCall | None = None
+        self.handlers = {HelloRequest: self._hello}
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._hello_timer = self._clock.callLater(
+            HELLO_TIMEOUT_S, self.abort, f"no Hello within {HELLO_TIMEOUT_S:.0f} s"
+        )
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self._factory.forget(self)
+
+    def _report_abort(self, reason: str) -> None:
+        self._log.warn(
+            "Closed a connection of {name}: {reason}.", name=self.peer_name, reason=reason
+        )
+
+    def _ended(self, _: BoxConnection) -> None:
+        self._cancel(self._hello_timer)
+        self._factory.forget(self)
+
+    # -- the handshake -----------------------------------------------------------
+
+    def _hello(self, hello: HelloRequest) -> Deferred[HelloResponse]:
+        # Whatever comes of it, there is no second one.
+        self.handlers = {}
+        self._cancel(self._hello_timer)
+        try:
+            answer = self._factory.greet(self, hello)
+        except PeerRefused as e:
+            # The answer goes out when this returns; then the connection ends.
+            reason = str(e)
+            self._hello_timer = self._clock.callLater(0, self.finish, reason)
+            raise
+        self.peer_name = hello.name
+        self.key = (hello.member_id, hello.channel)
+        self.greeted = True
+        rpc = self._factory.rpc
+        assert rpc is not None
+        if is_joiner(hello):
+            joiner = Member(hello.member_id, hello.name)
+            self.handlers = _Joiner(rpc, self._factory.identity, joiner).handlers()
+        elif hello.channel == RAFT:
+            self.handlers = _RaftChannel(rpc, hello.member_id).handlers()
+        else:
+            self.handlers = _BulkChannel(rpc, self._factory.identity).handlers()
+        return succeed(answer)
+
+
+class _RaftChannel:
+    """
+    The RPCs of Raft, and read indexes: small, and waited for.
+
+    A read index is not on the other channel because it would wait there
+    behind megabytes of forwarded writes.
+    """
+
+    def __init__(self, rpc: INodeRPC, sender: MemberId) -> None:
+        self._rpc = rpc
+        self._sender = sender
+
+    def handlers(self) -> dict[Any, Any]:
+        return {
+            messages.PreVote: self.receive,
+            messages.RequestVote: self.receive,
+            messages.AppendEntries: self.receive,
+            messages.Heartbeat: self.receive,
+            ReadIndexRequest: self.read_index,
+        }
+
+    def receive(self, request: messages.Request) -> Deferred[Response]:
+        return self._rpc.receive(self._sender, request)
+
+    def read_index(self, request: ReadIndexRequest) -> Deferred[ReadIndexResponse]:
+        answer = self._rpc.forwarded_read(_timeout_ms(request.timeout_ms))
+        return answer.addCallback(ReadIndexResponse)
+
+
+class _BulkChannel:
+    """What a member sends on for others, to this node as the leader."""
+
+    def __init__(self, rpc: INodeRPC, identity: LocalIdentity) -> None:
+        self._rpc = rpc
+        self._identity = identity
+
+    def handlers(self) -> dict[Any, Any]:
+        return {
+            ForwardRequest: self.forward,
+            JoinRequest: self.join,
+            PromoteRequest: self.promote,
+        }
+
+    def forward(self, request: ForwardRequest) -> Deferred[ForwardResponse]:
+        answer = self._rpc.forwarded(request.commands, _timeout_ms(request.timeout_ms))
+        return answer.addCallback(ForwardResponse)
+
+    def join(self, request: JoinRequest) -> Deferred[JoinResponse]:
+        return _join(self._rpc, self._identity, request, forwarded=True)
+
+    def promote(self, request: PromoteRequest) -> Deferred[PromoteResponse]:
+        answer = self._rpc.promote(
+            request.member_id, _timeout_ms(request.timeout_ms), forwarded=True
+        )
+        return answer.addCallback(lambda _: PromoteResponse())
+
+
+class _Joiner:
+    """A node that is not a member yet: it may ask to become one, itself and no other."""
+
+    def __init__(self, rpc: INodeRPC, identity: LocalIdentity, joiner: Member) -> None:
+        self._rpc = rpc
+        self._identity = identity
+        self._joiner = joiner
+
+    def handlers(self) -> dict[Any, Any]:
+        return {JoinRequest: self.join}
+
+    def join(self, request: JoinRequest) -> Deferred[JoinResponse]:
+        if (request.member_id, request.name) != (self._joiner.id, self._joiner.name):
+            raise ProtocolViolation("a joiner that asks for somebody else")
+        return _join(self._rpc, self._identity, request, forwarded=False)
+
+
+def _join(
+    rpc: INodeRPC, identity: LocalIdentity, request: JoinRequest, *, forwarded: bool
+) -> Deferred[JoinResponse]:
+    check_name(request.name)
+    if request.member_id == messages.NOBODY:
+        raise ProtocolViolation("a Join without an id")
+    member = Member(request.member_id, request.name)
+    answer = rpc.join(member, _timeout_ms(request.timeout_ms), forwarded=forwarded)
+    return answer.addCallback(lambda found: JoinResponse(identity.cluster_id, found))
+
+
+def _timeout_ms(asked_ms: int) -> int:
+    return min(asked_ms, MAX_TIMEOUT_MS)

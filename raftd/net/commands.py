@@ -1,0 +1,321 @@
+"""
+What peers say to one another: one `amp.Command` for each RPC.
+
+Every command has a pair of structs, its request and its response; the fields
+of the structs are the AMP arguments, under the same names.  `Rpc` converts
+between structs and bytes without a step for each command, so a field that is
+added to a struct is on the wire.  The format is described in
+`docs/peer-protocol.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Literal, cast, get_type_hints
+
+import msgspec
+from twisted.protocols import amp
+
+from raftd.core import messages
+from raftd.core.membership import Configuration
+from raftd.core.messages import Entry, MemberId
+from raftd.errors import ProtocolViolation, RaftdError
+from raftd.net.arguments import (
+    MAX_PAYLOAD_BYTES,
+    MAX_VALUE_BYTES,
+    WIRE_ERRORS,
+    Boolean,
+    Commands,
+    ConfigurationArgument,
+    Entries,
+    Outcomes,
+    Payload,
+    Text,
+    Uint64,
+    joined,
+)
+
+#: The versions of the protocol that this program speaks, first and last.
+VERSION_MIN = 1
+VERSION_MAX = 1
+
+#: What a connection is for; a pair of members has one of each, each way.
+RAFT: Final = "raft"
+BULK: Final = "bulk"
+
+# -- structs that are not messages of Raft ------------------------------------------
+
+
+class HelloRequest(msgspec.Struct, frozen=True, gc=False):
+    """
+    The first words on a connection: who calls, and whom it means.
+
+    `cluster_id` 0: the caller is in no cluster yet.  `to_member_id` 0: the
+    caller is a joiner and means whoever answers under `to_name`.
+    """
+
+    version_min: int
+    version_max: int
+    cluster_id: int
+    member_id: MemberId
+    name: str
+    to_member_id: MemberId
+    to_name: str
+    channel: str
+
+
+class HelloResponse(msgspec.Struct, frozen=True, gc=False):
+    """Who answers, and the version that both speak from here on."""
+
+    version: int
+    cluster_id: int
+    member_id: MemberId
+    name: str
+
+
+class ForwardRequest(msgspec.Struct, frozen=True, gc=False):
+    commands: list[bytes]
+    timeout_ms: int
+
+
+class ForwardResponse(msgspec.Struct, frozen=True):
+    outcomes: list[bytes | RaftdError]
+
+
+class ReadIndexRequest(msgspec.Struct, frozen=True, gc=False):
+    timeout_ms: int
+
+
+class ReadIndexResponse(msgspec.Struct, frozen=True, gc=False):
+    read_index: int
+
+
+class JoinRequest(msgspec.Struct, frozen=True, gc=False):
+    member_id: MemberId
+    name: str
+    timeout_ms: int
+
+
+class JoinResponse(msgspec.Struct, frozen=True):
+    cluster_id: int
+    configuration: Configuration
+
+
+class PromoteRequest(msgspec.Struct, frozen=True, gc=False):
+    member_id: MemberId
+    timeout_ms: int
+
+
+class PromoteResponse(msgspec.Struct, frozen=True, gc=False):
+    pass
+
+
+# -- commands --------------------------------------------------------------------
+
+#: The argument type of a field, by the field's type.
+_ARGUMENT_TYPES: dict[Any, type[amp.Argument]] = {
+    int: Uint64,
+    bool: Boolean,
+    str: Text,
+    tuple[Entry, ...]: Entries,
+    Configuration: ConfigurationArgument,
+    list[bytes]: Commands,
+    list[bytes | RaftdError]: Outcomes,
+}
+
+
+def _arguments(struct: type[msgspec.Struct]) -> list[tuple[bytes, amp.Argument]]:
+    """The fields of `struct` as AMP arguments, in order."""
+    types = get_type_hints(struct)
+    return [
+        (name.encode("ascii"), _ARGUMENT_TYPES[types[name]]())
+        for name in struct.__struct_fields__
+    ]
+
+
+class RaftdCommand(amp.Command):
+    """A command whose caller sees raftd's own exceptions."""
+
+    errors: ClassVar[dict[type[Exception], bytes]] = {
+        kind: code.encode("ascii") for code, kind in WIRE_ERRORS.items()
+    }
+
+
+class PreVote(RaftdCommand):
+    arguments = _arguments(messages.PreVote)
+    response = _arguments(messages.PreVoteResponse)
+
+
+class RequestVote(RaftdCommand):
+    arguments = _arguments(messages.RequestVote)
+    response = _arguments(messages.RequestVoteResponse)
+
+
+class AppendEntries(RaftdCommand):
+    arguments = _arguments(messages.AppendEntries)
+    response = _arguments(messages.AppendEntriesResponse)
+
+
+class Heartbeat(RaftdCommand):
+    arguments = _arguments(messages.Heartbeat)
+    response = _arguments(messages.HeartbeatResponse)
+
+
+class Hello(RaftdCommand):
+    arguments = _arguments(HelloRequest)
+    response = _arguments(HelloResponse)
+
+
+class Forward(RaftdCommand):
+    arguments = _arguments(ForwardRequest)
+    response = _arguments(ForwardResponse)
+
+
+class ReadIndex(RaftdCommand):
+    arguments = _arguments(ReadIndexRequest)
+    response = _arguments(ReadIndexResponse)
+
+
+class Join(RaftdCommand):
+    arguments = _arguments(JoinRequest)
+    response = _arguments(JoinResponse)
+
+
+class Promote(RaftdCommand):
+    arguments = _arguments(PromoteRequest)
+    response = _arguments(PromoteResponse)
+
+
+# -- structs to bytes and back --------------------------------------------------------
+
+
+def _string(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
+
+
+_ASK = _string(amp.ASK)
+_ANSWER = _string(amp.ANSWER)
+_END_OF_BOX = b"\0\0"
+
+#: The length prefix of every short value, made once.
+_SHORT_LENGTHS = [n.to_bytes(2, "big") for n in range(256)]
+
+
+class _Fields:
+    """
+    The fields of one struct as the keys and values of a box.
+
+    Equivalent to `Command.makeArguments` and `parseArguments` (or the same of
+    the response), with the keys prepared and no dictionary on the way.
+    """
+
+    def __init__(
+        self, struct: type[msgspec.Struct], arguments: list[tuple[bytes, amp.Argument]]
+    ) -> None:
+        self.struct = struct
+        self._writers: list[tuple[str, bytes, Callable[[Any], bytes]]] = [
+            (name.decode("ascii"), _string(name), argument.toString)
+            for name, argument in arguments
+        ]
+        self._readers: list[tuple[bytes, Callable[[bytes], Any], bool]] = [
+            (name, argument.fromString, isinstance(argument, Payload))
+            for name, argument in arguments
+        ]
+
+    def write(self, parts: list[bytes], value: msgspec.Struct) -> None:
+        """Append the serialized fields of `value` to `parts`."""
+        for attribute, key, to_string in self._writers:
+            data = to_string(getattr(value, attribute))
+            if len(data) < 256:
+                parts += (key, _SHORT_LENGTHS[len(data)], data)
+            elif len(data) <= MAX_VALUE_BYTES:
+                parts += (key, len(data).to_bytes(2, "big"), data)
+            elif len(data) <= MAX_PAYLOAD_BYTES:
+                self._write_long(parts, attribute, data)
+            else:
+                raise ValueError(f"{attribute} has {len(data)} bytes, which is too long")
+
+    def _write_long(self, parts: list[bytes], attribute: str, data: bytes) -> None:
+        for number, start in enumerate(range(0, len(data), MAX_VALUE_BYTES)):
+            key = f"{attribute}.{number}" if number else attribute
+            parts.append(_string(key.encode("ascii")))
+            parts.append(_string(data[start : start + MAX_VALUE_BYTES]))
+
+    def read(self, box: Mapping[bytes, bytes]) -> Any:
+        """The struct that `box` holds; `ProtocolViolation` if it holds none."""
+        try:
+            return self.struct(
+                *[
+                    from_string(joined(name, box[name], box) if is_payload else box[name])
+                    for name, from_string, is_payload in self._readers
+                ]
+            )
+        except KeyError as e:
+            raise ProtocolViolation(f"no argument {e}") from None
+
+
+class Rpc:
+    """
+    One command, both its structs, and how they become boxes.
+
+    `channel` is the kind of connection that it belongs on; Hello is on both.
+    """
+
+    def __init__(
+        self,
+        command: type[amp.Command],
+        request: type[msgspec.Struct],
+        response: type[msgspec.Struct],
+        channel: Literal["raft", "bulk", ""],
+    ) -> None:
+        self.command = command
+        self.request = request
+        self.response = response
+        self.channel = channel
+        self.name = command.commandName.decode("ascii")
+        self._request_fields = _Fields(request, command.arguments)
+        self._response_fields = _Fields(response, command.response)
+        self._request_head = _string(amp.COMMAND) + _string(command.commandName) + _ASK
+        self.read_request = self._request_fields.read
+        self.read_response = self._response_fields.read
+
+    def request_box(self, tag: bytes, request: msgspec.Struct) -> bytes:
+        """The box that asks; `ValueError` if `request` cannot be sent."""
+        parts = [self._request_head, _SHORT_LENGTHS[len(tag)], tag]
+        self._request_fields.write(parts, request)
+        parts.append(_END_OF_BOX)
+        return b"".join(parts)
+
+    def response_box(self, tag: bytes, response: msgspec.Struct) -> bytes:
+        """The box that answers; `ValueError` if `response` cannot be sent."""
+        if type(response) is not self.response:
+            raise ValueError(f"{response!r} is no answer to {self.name}")
+        parts = [_ANSWER, _SHORT_LENGTHS[len(tag)], tag]
+        self._response_fields.write(parts, response)
+        parts.append(_END_OF_BOX)
+        return b"".join(parts)
+
+
+def error_box(tag: bytes, code: bytes, sentence: str) -> bytes:
+    """The box that answers with an error, as `twisted.protocols.amp` makes it."""
+    box = amp.Box()
+    box[amp.ERROR] = tag
+    box[amp.ERROR_CODE] = code
+    box[amp.ERROR_DESCRIPTION] = sentence.encode("utf-8", "replace")
+    return cast(bytes, box.serialize())
+
+
+RPCS = (
+    Rpc(Hello, HelloRequest, HelloResponse, ""),
+    Rpc(PreVote, messages.PreVote, messages.PreVoteResponse, RAFT),
+    Rpc(RequestVote, messages.RequestVote, messages.RequestVoteResponse, RAFT),
+    Rpc(AppendEntries, messages.AppendEntries, messages.AppendEntriesResponse, RAFT),
+    Rpc(Heartbeat, messages.Heartbeat, messages.HeartbeatResponse, RAFT),
+    Rpc(ReadIndex, ReadIndexRequest, ReadIndexResponse, RAFT),
+    Rpc(Forward, ForwardRequest, ForwardResponse, BULK),
+    Rpc(Join, JoinRequest, JoinResponse, BULK),
+    Rpc(Promote, PromoteRequest, PromoteResponse, BULK),
+)
+
+RPC_OF_REQUEST: dict[type[msgspec.Struct], Rpc] = {rpc.request: rpc for rpc in RPCS}
+RPC_OF_NAME: dict[bytes, Rpc] = {rpc.command.commandName: rpc for rpc in RPCS}
