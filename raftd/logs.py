@@ -123,11 +123,11 @@ class LogFileWriter:
         try:
             if self._file is None:
                 directory, name = os.path.split(self._path)
-                self._file = LogFile(  # type: ignore[no-untyped-call]
+                self._file = LogFile(
                     name, directory, ROTATE_LENGTH, maxRotatedFiles=MAX_ROTATED_FILES
                 )
             data = text.encode("utf-8", "backslashreplace")
-            self._file.write(data)  # type: ignore[no-untyped-call]
+            self._file.write(data)
         except OSError as e:
             if not self._complained:
                 self._complained = True

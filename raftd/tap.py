@@ -196,17 +196,24 @@ class Signals:
         self.number: int | None = None
 
     def install(self) -> None:
-        """Listen, in front of the reactor's own handlers, which stop it."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, partial(self._received, signal.getsignal(number)))
+        """
+        Listen, in front of the reactor's own handlers, which stop it.
 
-    def _received(self, reactors: Any, number: int, frame: FrameType | None) -> None:
+        One that is ignored stays so, as SIGINT is for what a shell script
+        runs in the background.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, partial(self._received, handler))
+
+    def _received(self, handler: Any, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             # Whoever asks twice means it; what was acknowledged is on disk.
             os._exit(128 + number)
         self.number = number
-        if callable(reactors):
-            reactors(number, frame)
+        if callable(handler):
+            handler(number, frame)
 
 
 class _Reactor(IReactorCore, IReactorTime):

@@ -36,6 +36,8 @@ class FakeServer:
         #: What the next `open`, or the next step, fails with.
         self.failure: RaftdError | None = None
         self.on_fatal: Callable[[Fatal], None] = lambda reason: None
+        #: Called when it serves.
+        self.serving: Callable[[], object] = lambda: None
         self.stopped: Deferred[None] = succeed(None)
 
     def open(self) -> None:
@@ -80,6 +82,7 @@ class FakeServer:
         if self.failure is not None:
             return fail(self.failure)
         self.stage = Stage.MEMBER
+        self.serving()
         return succeed(None)
 
 
@@ -101,7 +104,8 @@ def make_fake_server(
     As the real constructor.
 
     The environment says what the directory holds: `FAKE_STAGE` a stage, for
-    the name localhost:4001; `FAKE_FATAL` that it breaks while it serves.
+    the name localhost:4001; `FAKE_LOCKED` that it is in use.  `FAKE_FATAL`
+    lets it break while it serves, `FAKE_STOP_HANGS` lets it never stop.
     """
     stage = Stage(os.environ.get("FAKE_STAGE", "new"))
     server = FakeServer(stage, "" if stage is Stage.NEW else "localhost:4001")
@@ -109,7 +113,10 @@ def make_fake_server(
     if os.environ.get("FAKE_LOCKED"):
         server.failure = DirectoryInUse(f"{options.data_dir} is in use.")
     if os.environ.get("FAKE_FATAL"):
-        reactor.callLater(0.1, on_fatal, Fatal("The disk is on fire."))
+        reason = Fatal("The disk is on fire.")
+        server.serving = lambda: reactor.callLater(0, on_fatal, reason)
+    if os.environ.get("FAKE_STOP_HANGS"):
+        server.stopped = Deferred()
     return server
 
 
