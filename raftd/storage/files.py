@@ -1,0 +1,130 @@
+"""
+Every file operation of the storage, in one place.
+
+All of `raftd.storage` goes through a `Files`, so that a test can put a
+simulated disk in its place: one that records every operation, fails any of
+them, and forgets what was not flushed.
+
+Nothing is caught here: an `OSError` means what the operating system says.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+#: `fdatasync` where the system has it: like `fsync`, without the times of the inode.
+_flush = getattr(os, "fdatasync", os.fsync)
+
+
+class Files:
+    """
+    The real file system.
+
+    Paths are absolute or relative to the working directory; descriptors are
+    those of the operating system.  What each method makes durable is said
+    there; nothing else is durable when it returns.
+    """
+
+    # -- files ---------------------------------------------------------------
+
+    def create(self, path: str) -> int:
+        """A new, empty file, open for reading and writing; it must not exist yet."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def open(self, path: str) -> int:
+        """An existing file, open for reading and writing."""
+        return os.open(path, os.O_RDWR)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def size(self, fd: int) -> int:
+        """Length in bytes."""
+        return os.fstat(fd).st_size
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset` on; fewer only at the end of the file."""
+        parts = []
+        while length > 0:
+            part = os.pread(fd, length, offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, fd: int, data: bytes | bytearray, offset: int) -> None:
+        """All of `data` at `offset`; durable only after `flush`."""
+        written = os.pwrite(fd, data, offset)
+        # A short write is not an error: on a full disk the next call says what is.
+        while written < len(data):
+            written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def flush(self, fd: int) -> None:
+        """Make durable what was written to the file, and its length."""
+        _flush(fd)
+
+    # -- names ---------------------------------------------------------------
+
+    def names(self, path: str) -> list[str]:
+        """What the directory holds, sorted."""
+        return sorted(os.listdir(path))
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Atomic, replacing a file `new`; durable only after `flush_directory`."""
+        os.rename(old, new)
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+    def make_directory(self, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
+    def flush_directory(self, path: str) -> None:
+        """Make durable what was created, renamed and removed in the directory."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def lock_directory(self, path: str) -> int:
+        """
+        Lock the directory itself until the descriptor is closed; creates nothing.
+
+        `BlockingIOError` if anybody else, in this process or another, has it.
+        `flock`, not `lockf`: the latter lets one process in twice.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def is_writable(self, path: str) -> bool:
+        """Whether files may be created in the directory."""
+        return os.access(path, os.R_OK | os.W_OK | os.X_OK)
+
+
+def remove_tree(files: Files, path: str) -> None:
+    """Remove a directory of plain files if it exists; durable after a flush of its parent."""
+    if not files.exists(path):
+        return
+    for name in files.names(path):
+        files.remove(os.path.join(path, name))
+    files.remove_directory(path)

@@ -1,0 +1,141 @@
+"""
+A log in memory, for tests and for programs that embed raftd and can lose it.
+
+It keeps the promises of `ILogStorage` with a disk that its owner commands:
+nothing is durable before it is flushed, a crash loses what was not, and a
+flush can be made to fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from zope.interface import implementer
+
+from raftd.core.messages import Entry, HardState
+from raftd.errors import Fatal, InvariantViolated, StorageFailed
+from raftd.interfaces import ILogStorage
+from raftd.storage.replay import Outline, Record, Replay
+
+
+@implementer(ILogStorage)
+class MemoryLog:
+    """
+    An `ILogStorage` in memory.
+
+    Without a clock, writes become durable when `flush` is called.  With one,
+    they do so `delay_seconds` after the first that waits, as a disk with
+    group commit would; the delay may be changed at any time, and None means
+    that the disk hangs until `flush` is called.
+    """
+
+    def __init__(
+        self,
+        hard_state: HardState | None = None,
+        entries: Sequence[Entry] = (),
+        *,
+        clock: IReactorTime | None = None,
+        delay_seconds: float | None = 0.0,
+    ) -> None:
+        self._durable = Replay()
+        self._durable.write(hard_state, entries)
+        self._outline = Outline()
+        self._outline.write(hard_state, entries)
+        self.hard_state = self._durable.hard_state
+        self.entries: Sequence[Entry] = tuple(entries)
+        self._clock = clock
+        self.delay_seconds = delay_seconds
+        self._queued: list[Record] = []
+        self._last_number = 0
+        self._call: IDelayedCall | None = None
+        self._started = False
+        #: False once it failed, crashed or was closed: it never calls anybody again.
+        self._alive = True
+        self._failing: Fatal | None = None
+
+    @property
+    def unflushed(self) -> int:
+        """How many writes a crash could lose now."""
+        return len(self._queued)
+
+    # -- ILogStorage ---------------------------------------------------------
+
+    def start(self, persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+        if self._started:
+            raise InvariantViolated("the log was started twice")
+        self._started = True
+        self._persisted = persisted
+        self._failed = failed
+
+    def write(
+        self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
+    ) -> None:
+        if not self._started or number != self._last_number + 1:
+            raise InvariantViolated(f"write {number} follows write {self._last_number}")
+        self._outline.write(hard_state, entries)
+        self._last_number = number
+        if not self._alive:
+            return
+        self._queued.append(Record(hard_state, tuple(entries)))
+        if self._clock is not None and self.delay_seconds is not None and self._call is None:
+            self._call = self._clock.callLater(self.delay_seconds, self._delayed_flush)
+
+    def close(self) -> Deferred[None]:
+        if self._alive and self._started:
+            self.flush()
+        self._die()
+        return succeed(None)
+
+    # -- the disk ------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Make durable what is queued and say so, or fail if that was asked for."""
+        if not self._alive or not self._queued:
+            return
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if self._failing is not None:
+            self._die()
+            self._failed(self._failing)
+            return
+        self._keep(len(self._queued))
+        self._persisted(self._last_number)
+
+    def fail(self, reason: Fatal | None = None) -> None:
+        """Make the next flush fail, and so the log."""
+        self._failing = reason or StorageFailed("The log in memory was told to fail.")
+
+    def crash(self, kept: int = 0) -> MemoryLog:
+        """
+        Lose what was not flushed but the first `kept` writes of it, which a
+        real disk may have written; what a restart would recover.
+
+        This object is dead afterwards: it takes writes and forgets them.
+        """
+        self._keep(min(kept, len(self._queued)))
+        self._die()
+        return MemoryLog(
+            self._durable.hard_state,
+            self._durable.entries,
+            clock=self._clock,
+            delay_seconds=self.delay_seconds,
+        )
+
+    def _keep(self, count: int) -> None:
+        for record in self._queued[:count]:
+            self._durable.write(record.hard_state, record.entries)
+        del self._queued[:count]
+
+    def _delayed_flush(self) -> None:
+        self._call = None
+        self.flush()
+
+    def _die(self) -> None:
+        self._alive = False
+        self._queued.clear()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None

@@ -1,0 +1,263 @@
+"""
+Recovery: from the segments on the disk to the log as it was.
+
+First everything is read and judged, and nothing is changed; a log that is
+refused stays as it was found.  Then what a crash left of one unfinished frame
+is put back to zeros, and what was read is made durable: a process that died
+may have left frames that only the kernel's memory holds, and the node will
+build on them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from raftd.errors import DirectoryDamaged, InvariantViolated, StorageFailed
+from raftd.storage.files import Files
+from raftd.storage.frames import (
+    SECTOR,
+    Damage,
+    checksum_seed,
+    decode_header,
+    decode_payload,
+    torn_extent,
+)
+from raftd.storage.replay import Record, Replay
+from raftd.storage.segments import (
+    ADVICE,
+    Segment,
+    SegmentHeader,
+    damaged,
+    decode_segment_header,
+    is_temporary,
+    segment_name,
+    segment_number,
+)
+
+#: Unused segments that a crash can leave at the end: one prepared ahead, and
+#: before it one in which only a torn frame was.
+MAX_UNUSED_SEGMENTS = 2
+
+_decode_records = msgspec.msgpack.Decoder(tuple[Record, ...]).decode
+
+
+class Recovery(msgspec.Struct):
+    """A recovered log, open for writing at `offset` in `segment`."""
+
+    replay: Replay
+    header: SegmentHeader
+    segment: Segment
+    offset: int
+    next_sequence: int
+    unused: list[Segment]
+
+
+class _Torn(msgspec.Struct):
+    """What an unfinished frame left: `extent` bytes at `offset` in segment `number`."""
+
+    number: int
+    path: str
+    offset: int
+    extent: int
+
+
+class _Scan:
+    """Reads the segments in order; what is true after each is in its fields."""
+
+    def __init__(self, member_id: int) -> None:
+        self.replay = Replay()
+        self._member_id = member_id
+        self._first: SegmentHeader | None = None
+        self.next_sequence = 1
+        #: Where the last whole frame lies, and its bytes.
+        self.last_number = 0
+        self.last_offset = 0
+        self.last_frame = b""
+        self.torn: _Torn | None = None
+
+    @property
+    def header(self) -> SegmentHeader:
+        assert self._first is not None
+        return self._first
+
+    def segment(self, number: int, path: str, data: bytes) -> None:
+        """Take over the next segment; `DirectoryDamaged` if it cannot be."""
+        header = self._check_header(number, path, data)
+        seed = checksum_seed(header.salt)
+        follows = self.last_number >= number - 1
+        offset = self._frames(number, path, data, seed)
+        try:
+            extent = torn_extent(data, offset, self.next_sequence, seed)
+        except Damage as e:
+            raise damaged(path, e.offset, e.reason) from None
+        if (offset > SECTOR or extent) and not follows:
+            raise damaged(path, SECTOR, "it holds data, but the segment before it does not")
+        if extent and self.torn is not None:
+            raise self._not_last()
+        if extent:
+            self.torn = _Torn(number, path, offset, extent)
+
+    def _check_header(self, number: int, path: str, data: bytes) -> SegmentHeader:
+        if not data:
+            raise damaged(path, 0, "the file is empty")
+        header = decode_segment_header(data, path)
+        if header.number != number:
+            raise damaged(path, 0, f"it is segment {header.number} under another name")
+        if header.member_id != self._member_id:
+            raise damaged(
+                path,
+                0,
+                f"it belongs to member {header.member_id:016x}, and this directory to "
+                f"member {self._member_id:016x}",
+            )
+        if self._first is None:
+            self._first = header
+        elif header.salt != self._first.salt:
+            raise damaged(path, 0, "it belongs to another log than the segments before it")
+        if header.length != len(data):
+            raise damaged(
+                path,
+                min(header.length, len(data)),
+                f"the file has {len(data)} bytes, and its header says {header.length}",
+            )
+        return header
+
+    def _frames(self, number: int, path: str, data: bytes, seed: int) -> int:
+        """Replay the whole frames of a segment; the offset of what follows them."""
+        offset = SECTOR
+        while True:
+            header = decode_header(data, offset, seed)
+            if header is None or header.sequence != self.next_sequence:
+                return offset
+            payload = decode_payload(data, offset, header, seed)
+            if payload is None:
+                return offset
+            if self.torn is not None:
+                raise self._not_last()
+            self._records(path, offset, payload)
+            end = offset + header.extent
+            self.last_number, self.last_offset = number, offset
+            self.last_frame = data[offset:end]
+            self.next_sequence += 1
+            offset = end
+
+    def _records(self, path: str, offset: int, payload: bytes) -> None:
+        try:
+            for record in _decode_records(payload):
+                self.replay.write(record.hard_state, record.entries)
+        except (msgspec.MsgspecError, RecursionError) as e:
+            raise damaged(path, offset, f"the records of a frame do not decode ({e})") from None
+        except InvariantViolated as e:
+            raise damaged(
+                path, offset, f"a frame does not follow what is before it: {e}"
+            ) from e
+
+    def _not_last(self) -> DirectoryDamaged:
+        """Only the very last frame of a log can be torn."""
+        assert self.torn is not None
+        return damaged(
+            self.torn.path,
+            self.torn.offset,
+            "a frame is incomplete, and data follows in later segments",
+        )
+
+
+def recover(files: Files, directory: str, member_id: int) -> Recovery:
+    """
+    Read the log of member `member_id`; what it returns is durable.
+
+    `DirectoryDamaged` names the file and the offset of what no crash can have
+    left, `StorageFailed` what could not be read or written.
+    """
+    opened: list[Segment] = []
+    try:
+        return _recover(files, directory, member_id, opened)
+    except BaseException as e:
+        for segment in opened:
+            files.close(segment.fd)
+        if isinstance(e, OSError):
+            raise StorageFailed(f"The log in {directory} could not be opened: {e}.") from e
+        raise
+
+
+def _recover(files: Files, directory: str, member_id: int, opened: list[Segment]) -> Recovery:
+    scan = _Scan(member_id)
+    for number in _segment_numbers(files, directory):
+        path = os.path.join(directory, segment_name(number))
+        segment = Segment(files.open(path), number, 0, path)
+        opened.append(segment)
+        segment.length = files.size(segment.fd)
+        scan.segment(number, path, files.read(segment.fd, segment.length, 0))
+        _close_used(files, opened, scan.last_number)
+    _check_end(directory, scan, opened)
+    _repair(files, directory, scan, opened)
+    current, *unused = opened
+    return Recovery(
+        replay=scan.replay,
+        header=scan.header,
+        segment=current,
+        offset=scan.last_offset + len(scan.last_frame),
+        next_sequence=scan.next_sequence,
+        unused=unused,
+    )
+
+
+def _segment_numbers(files: Files, directory: str) -> list[int]:
+    """The numbers of all segments; `DirectoryDamaged` if one is missing."""
+    names = files.names(directory)
+    numbers = sorted(n for name in names if (n := segment_number(name)) is not None)
+    for expected, number in enumerate(numbers, 1):
+        if number != expected:
+            raise _missing(directory, expected)
+    if not numbers:
+        raise _missing(directory, 1)
+    return numbers
+
+
+def _missing(directory: str, number: int) -> DirectoryDamaged:
+    path = os.path.join(directory, segment_name(number))
+    return DirectoryDamaged(f"{path} is missing: the log has a gap. {ADVICE}")
+
+
+def _close_used(files: Files, opened: list[Segment], last_number: int) -> None:
+    """Keep open only the segment of the last frame and those behind it."""
+    while opened and opened[0].number < last_number:
+        files.close(opened.pop(0).fd)
+
+
+def _check_end(directory: str, scan: _Scan, opened: list[Segment]) -> None:
+    """What the log as a whole must have once all of it was read."""
+    if not scan.last_number:
+        # A log gets its name only when its first frame is durable.
+        path = os.path.join(directory, segment_name(1))
+        raise damaged(path, SECTOR, "the first frame of the log is missing")
+    if len(opened) - 1 > MAX_UNUSED_SEGMENTS:
+        surplus = opened[MAX_UNUSED_SEGMENTS]
+        raise damaged(surplus.path, SECTOR, "it is empty, and so are segments around it")
+
+
+def _repair(files: Files, directory: str, scan: _Scan, opened: list[Segment]) -> None:
+    """
+    Zero what a torn frame left, and make durable what was read.
+
+    The last frame is written again, with the same bytes: if the process
+    before this one stopped because flushing it failed, the kernel may hold it
+    as clean while the disk does not have it, and a flush alone would do
+    nothing.  Every frame before it was flushed before it was written.
+    """
+    current = opened[0]
+    files.write(current.fd, scan.last_frame, scan.last_offset)
+    if scan.torn is not None:
+        torn = scan.torn
+        segment = next(s for s in opened if s.number == torn.number)
+        files.write(segment.fd, bytes(torn.extent), torn.offset)
+        if segment is not current:
+            files.flush(segment.fd)
+    files.flush(current.fd)
+    for name in files.names(directory):
+        if is_temporary(name):
+            files.remove(os.path.join(directory, name))
+    files.flush_directory(directory)
+    files.flush_directory(os.path.dirname(directory) or ".")

@@ -1,0 +1,428 @@
+"""
+The write-ahead log: what a node has promised, on disk.
+
+A write is queued in the reactor's thread.  A thread of the log takes
+everything that is queued, makes one frame of it, writes that, flushes once,
+and tells the reactor (group commit): the longer a flush takes, the more the
+next one carries.  The reactor never waits for the disk.
+
+The rules on which recovery rests (`recovery.py`, `docs/log-format.md`):
+
+1. A frame is begun only after the flush of the one before has returned.
+2. Behind the last frame there are only zeros.
+3. After the first error nothing is written, ever.  A flush is never retried:
+   after one that failed, the kernel may have dropped the data and report
+   success the next time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from zope.interface import implementer
+
+from raftd.core.messages import Entry, HardState, MemberId, encode_entries
+from raftd.errors import Fatal, InvariantViolated, StorageFailed
+from raftd.interfaces import ILogStorage
+from raftd.storage.files import Files, remove_tree
+from raftd.storage.frames import SECTOR, checksum_seed, encode_frame, extent_of, payload_limit
+from raftd.storage.recovery import Recovery, recover
+from raftd.storage.replay import Record, Replay
+from raftd.storage.segments import (
+    RETRIES_PER_SEGMENT,
+    SEGMENT_BYTES,
+    Preparer,
+    SegmentHeader,
+    check_segment_bytes,
+    make_segment,
+)
+from raftd.storage.workers import ThreadWorker, Worker
+
+#: Encoded bytes that may wait for the disk.  A node bounds what is in flight
+#: far below this; reaching it is a defect of the node, not a busy disk.
+MAX_QUEUED_BYTES = 64 << 20
+
+#: A record's own bytes around its entries: an array of two, and a hard state
+#: of two 64-bit numbers.
+_RECORD_OVERHEAD = 1 + 1 + 9 + 9
+
+#: A payload's own bytes around its records: the longest head of an array.
+_PAYLOAD_OVERHEAD = 5
+
+
+class _EncodedRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A `Record` whose entries are encoded already."""
+
+    hard_state: HardState | None
+    entries: msgspec.Raw
+
+
+class _Queued(NamedTuple):
+    """A record that waits for the disk; `number` is 0 unless it completes a write."""
+
+    number: int
+    size: int
+    record: _EncodedRecord
+
+
+_encode_records = msgspec.msgpack.Encoder().encode
+
+
+@implementer(ILogStorage)
+class Wal:
+    """
+    The log in one directory; made by `create` or `open`, never directly.
+
+    Entries are encoded when they are queued, not on the log's thread: both
+    need the interpreter's lock, and the log's thread must win it from a busy
+    reactor each time; so it does as little as it can.  It also makes the
+    bounds exact, and a defect of the caller shows in the caller.
+    """
+
+    @classmethod
+    def create(
+        cls,
+        path: str,
+        member_id: MemberId,
+        hard_state: HardState,
+        entries: Sequence[Entry],
+        *,
+        reactor: IReactorFromThreads,
+        segment_bytes: int = SEGMENT_BYTES,
+        files: Files | None = None,
+        start_worker: Callable[[str], Worker] = ThreadWorker,
+        random_source: Callable[[int], bytes] = os.urandom,
+    ) -> Wal:
+        """
+        Make the log directory `path`; blocks.
+
+        Everything is durable when it returns.  The log is made under another
+        name and renamed when it is complete, so that after a crash there is
+        either all of it or no `path`.  `StorageFailed` if the disk refuses;
+        `InvariantViolated` if there is a log already.
+        """
+        check_segment_bytes(segment_bytes)
+        files = files or Files()
+        path = os.path.normpath(path)
+        salt = int.from_bytes(random_source(8), "little")
+        header = SegmentHeader(segment_bytes, 1, member_id, salt)
+        replay = Replay()
+        replay.write(hard_state, entries)
+        frame = _first_frame(header, replay)
+        if files.exists(path):
+            raise InvariantViolated(f"there is a log already: {path}")
+        try:
+            _create(files, path, header, frame)
+        except OSError as e:
+            raise StorageFailed(f"The log {path} could not be created: {e}.") from e
+        return cls.open(
+            path,
+            member_id,
+            reactor=reactor,
+            segment_bytes=segment_bytes,
+            files=files,
+            start_worker=start_worker,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        member_id: MemberId,
+        *,
+        reactor: IReactorFromThreads,
+        segment_bytes: int = SEGMENT_BYTES,
+        files: Files | None = None,
+        start_worker: Callable[[str], Worker] = ThreadWorker,
+    ) -> Wal:
+        """
+        Recover the log of member `member_id` in the directory `path`; blocks.
+
+        `hard_state` and `entries` are durable when it returns.
+        `DirectoryDamaged` for anything that a crash alone cannot have left,
+        and then nothing was changed; `StorageFailed` if the disk refuses.
+        `segment_bytes` is the length of segments made from now on.
+        """
+        check_segment_bytes(segment_bytes)
+        files = files or Files()
+        path = os.path.normpath(path)
+        recovery = recover(files, path, member_id)
+        return cls(recovery, path, reactor, segment_bytes, files, start_worker)
+
+    def __init__(
+        self,
+        recovery: Recovery,
+        path: str,
+        reactor: IReactorFromThreads,
+        segment_bytes: int,
+        files: Files,
+        start_worker: Callable[[str], Worker],
+    ) -> None:
+        self.hard_state = recovery.replay.hard_state
+        self.entries: Sequence[Entry] = recovery.replay.entries
+        self._reactor = reactor
+        self._start_worker = start_worker
+
+        # The reactor's thread alone uses these.
+        self._outline = recovery.replay.outline
+        self._last_number = 0
+        self._queued_bytes = 0
+        self._started = False
+        self._closing: Deferred[None] | None = None
+        self._over = False
+
+        # Both threads: one appends, the other takes from the left.
+        self._queue: deque[_Queued] = deque()
+
+        # Only the log's thread uses these, once it runs.
+        self._writer = _Writer(recovery, path, segment_bytes, files)
+        self._stopped = False
+
+        lengths = [s.length for s in (recovery.segment, *recovery.unused)]
+        capacity = min(segment_bytes, *lengths)
+        self._payload_limit = payload_limit(capacity - SECTOR) - _PAYLOAD_OVERHEAD
+
+    @property
+    def queued_bytes(self) -> int:
+        """Encoded bytes that were written and are not yet reported as persisted."""
+        return self._queued_bytes
+
+    @property
+    def trouble(self) -> str:
+        """
+        Why the next segment could not be prepared, a sentence; or empty.
+
+        While there is one the log still works, until its segment is full.
+        """
+        return self._writer.preparer.trouble
+
+    # -- the reactor's thread ------------------------------------------------
+
+    def start(self, persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+        if self._started or self._closing is not None:
+            raise InvariantViolated("the log was started twice, or after it was closed")
+        self._started = True
+        self._persisted = persisted
+        self._failed = failed
+        self._log_worker = self._start_worker("raftd log")
+        self._prepare_worker = self._start_worker("raftd log segments")
+        self._prepare_worker.do(self._prepare)
+
+    def write(
+        self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
+    ) -> None:
+        if not self._started or self._closing is not None:
+            raise InvariantViolated("the log is not open for writing")
+        if self._over:
+            return  # The node has been told, and is about to stop.
+        if number != self._last_number + 1:
+            raise InvariantViolated(f"write {number} follows write {self._last_number}")
+        pieces = self._encode(entries)
+        size = sum(map(len, pieces))
+        if self._queued_bytes + size > MAX_QUEUED_BYTES:
+            raise InvariantViolated(f"more than {MAX_QUEUED_BYTES} bytes wait for the disk")
+        self._outline.write(hard_state, entries)
+        self._last_number = number
+        self._queued_bytes += size
+        last = len(pieces) - 1
+        for i, piece in enumerate(pieces):
+            record = _EncodedRecord(hard_state if i == 0 else None, msgspec.Raw(piece))
+            self._queue.append(_Queued(number if i == last else 0, len(piece), record))
+        self._log_worker.do(self._drain)
+
+    def _encode(self, entries: Sequence[Entry]) -> list[bytes]:
+        """`entries` in pieces that each fit a frame: one, but for very large writes."""
+        encoded = encode_entries(entries)
+        if len(encoded) + _RECORD_OVERHEAD <= self._payload_limit:
+            return [encoded]
+        if len(entries) == 1:
+            raise InvariantViolated(
+                f"entry {entries[0].index} takes {len(encoded)} bytes, more than the log's "
+                f"{self._payload_limit - _RECORD_OVERHEAD}"
+            )
+        # Cutting a write in two is safe: until all of it is durable it is not
+        # reported, and a crash between leaves what a shorter write would.
+        middle = len(entries) // 2
+        return self._encode(entries[:middle]) + self._encode(entries[middle:])
+
+    def close(self) -> Deferred[None]:
+        if self._closing is not None:
+            raise InvariantViolated("the log was closed twice")
+        self._closing = Deferred()
+        if not self._started:
+            self._writer.close()
+            return succeed(None)
+        self._prepare_worker.quit()
+        self._log_worker.do(self._finish)
+        self._log_worker.quit()
+        return self._closing
+
+    def _on_flushed(self, number: int, size: int) -> None:
+        self._queued_bytes -= size
+        if number and not self._over:
+            self._persisted(number)
+
+    def _on_failed(self, reason: Fatal) -> None:
+        if not self._over:
+            self._over = True
+            self._failed(reason)
+
+    def _on_finished(self) -> None:
+        assert self._closing is not None
+        self._closing.callback(None)
+
+    # -- the log's thread ----------------------------------------------------
+
+    def _drain(self) -> None:
+        """Write what is queued, frame by frame; most often there is one, or nothing."""
+        try:
+            while self._queue and not self._stopped:
+                number, size, records = self._take()
+                rolled = self._writer.write(_encode_records(records))
+                self._reactor.callFromThread(self._on_flushed, number, size)
+                if rolled or self._writer.wants_preparation():
+                    self._prepare_worker.do(self._prepare)
+        except BaseException as e:
+            self._stop(e)
+
+    def _take(self) -> tuple[int, int, list[_EncodedRecord]]:
+        """As much of the queue as fits one frame: (last number or 0, bytes, records)."""
+        queue = self._queue
+        number, size, record = queue.popleft()
+        records = [record]
+        room = self._payload_limit - _RECORD_OVERHEAD - size
+        while queue and queue[0].size + _RECORD_OVERHEAD <= room:
+            queued = queue.popleft()
+            records.append(queued.record)
+            room -= queued.size + _RECORD_OVERHEAD
+            size += queued.size
+            number = queued.number or number
+        return number, size, records
+
+    def _finish(self) -> None:
+        """The last job; everything queued was written by the jobs before it."""
+        try:
+            self._writer.close()
+        except BaseException as e:
+            self._stop(e)
+        self._reactor.callFromThread(self._on_finished)
+
+    def _stop(self, e: BaseException) -> None:
+        """Nothing more is written."""
+        self._stopped = True
+        self._queue.clear()
+        self._reactor.callFromThread(self._on_failed, _fatal(e, self._writer.path))
+
+    # -- the preparer's thread -----------------------------------------------
+
+    def _prepare(self) -> None:
+        try:
+            self._writer.preparer.prepare()
+        except BaseException as e:
+            self._log_worker.do(partial(self._stop, e))
+
+
+class _Writer:
+    """Where the next frame goes.  After an error it must not be used again."""
+
+    def __init__(self, recovery: Recovery, path: str, segment_bytes: int, files: Files) -> None:
+        self._files = files
+        self._segment = recovery.segment
+        self._offset = recovery.offset
+        self._next_sequence = recovery.next_sequence
+        self._seed = checksum_seed(recovery.header.salt)
+        last = [recovery.segment, *recovery.unused][-1]
+        self.preparer = Preparer(
+            files,
+            path,
+            recovery.header._replace(length=segment_bytes),
+            last.number + 1,
+            recovery.unused,
+        )
+        self._retry_offset = 0
+
+    @property
+    def path(self) -> str:
+        """The segment that is being written."""
+        return self._segment.path
+
+    def write(self, payload: bytes) -> bool:
+        """Write one frame and flush it; true if that began a new segment."""
+        rolled = self._offset + extent_of(len(payload)) > self._segment.length
+        if rolled:
+            self._roll()
+        frame = encode_frame(self._next_sequence, payload, self._seed)
+        self._files.write(self._segment.fd, frame, self._offset)
+        self._files.flush(self._segment.fd)
+        self._offset += len(frame)
+        self._next_sequence += 1
+        return rolled
+
+    def _roll(self) -> None:
+        full = self._segment
+        self._segment = self.preparer.take()
+        self._offset = SECTOR
+        self._retry_offset = 0
+        self._files.close(full.fd)
+
+    def wants_preparation(self) -> bool:
+        """Whether the last preparation failed and it is time to try again."""
+        if not self.preparer.trouble or self._offset < self._retry_offset:
+            return False
+        self._retry_offset = self._offset + self._segment.length // RETRIES_PER_SEGMENT
+        return True
+
+    def close(self) -> None:
+        self._files.close(self._segment.fd)
+        self.preparer.close()
+
+
+def _first_frame(header: SegmentHeader, replay: Replay) -> bytearray:
+    """The frame that a new log begins with."""
+    record = Record(replay.hard_state, tuple(replay.entries))
+    payload = _encode_records([record])
+    if len(payload) > payload_limit(header.length - SECTOR):
+        raise InvariantViolated(f"a new log cannot begin with {len(payload)} bytes")
+    return encode_frame(1, payload, checksum_seed(header.salt))
+
+
+def _create(files: Files, path: str, header: SegmentHeader, frame: bytearray) -> None:
+    """A log of one segment and one frame, durable in this order: contents, then name."""
+    unfinished = unfinished_path(path)
+    remove_tree(files, unfinished)
+    files.make_directory(unfinished)
+    segment = make_segment(files, unfinished, header)
+    try:
+        files.write(segment.fd, frame, SECTOR)
+        files.flush(segment.fd)
+    finally:
+        files.close(segment.fd)
+    files.rename(unfinished, path)
+    files.flush_directory(os.path.dirname(path) or ".")
+
+
+def unfinished_path(path: str) -> str:
+    """Where the log directory `path` is while it is made."""
+    return path + ".tmp"
+
+
+def _fatal(e: BaseException, path: str) -> Fatal:
+    """What a failure on a thread of the log means to the person who sees it."""
+    if isinstance(e, Fatal):
+        return e
+    if isinstance(e, OSError):
+        reason = StorageFailed(
+            f"The log could not be written to {path}: {e}. Nothing more is written; "
+            "mend the cause and start the node again."
+        )
+    else:
+        reason = StorageFailed(f"The log's thread failed at {path}: {e!r}.")
+    reason.__cause__ = e
+    return reason
