@@ -1,0 +1,738 @@
+"""
+A server for HTTP/1.1 (RFC 9110, RFC 9112), for many small requests.
+
+A connection goes through these phases:
+
+    IDLE -> HEAD -> BODY -> IDLE -> ...     one request after another
+    any  -> DEAF                            nothing more is parsed
+
+and a request through these places: it is parsed; it waits in `_queue`; it is
+in the hands of the handler, `_in_hand`; it is answered.  Answers leave in the
+order of the requests.  Requests that may change something, or have a body, are
+handed over one at a time; others together, as RFC 9112, 9.3.2, permits.
+
+The path of a request has no Deferred, no closure and no timer: deadlines are
+numbers, compared once a second for all connections.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol as Shape
+from typing import cast
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from raftd.interfaces import IRequest
+from raftd.net.heads import (
+    CLOSE,
+    CONTINUE,
+    KEEP_ALIVE,
+    SPECIAL_FIELDS,
+    Refused,
+    Responses,
+    check_expectation,
+    check_framing,
+    check_host,
+    check_version,
+    origin_form,
+    replayed_head,
+    too_large,
+)
+
+# -- bounds ------------------------------------------------------------------
+
+#: The largest body, in bytes, unless the factory is told otherwise.
+MAX_BODY_BYTES = 1024 * 1024
+
+#: The longest request target, in bytes: a key of 4 KiB, all percent-encoded.
+MAX_TARGET_BYTES = 16 * 1024
+
+#: Header fields of one request, and their bytes together.
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024
+
+#: What a body may cost beyond itself: sizes of chunks, their extensions,
+#: trailers.  Enough for a mebibyte in chunks of 32 bytes.
+MAX_FRAMING_BYTES = 256 * 1024
+
+#: The most that one read brings; unfinished heads and trailers are bounded to
+#: within this.
+READ_BYTES = 64 * 1024
+
+#: Requests of one connection in the handler's hands at once.
+MAX_IN_HAND = 16
+
+#: Answers gathered for one write, in bytes; a larger one goes out alone.
+MAX_GATHERED_BYTES = 64 * 1024
+
+#: Read and dropped after the last answer, so that the client sees that answer
+#: instead of a reset (RFC 9112, 9.6).
+MAX_LINGER_BYTES = 64 * 1024 * 1024
+
+# Deadlines, in seconds, kept to within `TICK_S`.
+
+#: How often deadlines are looked at.
+TICK_S = 1
+#: From the first byte of a request to the end of its head.
+HEADER_TIMEOUT_S = 10
+#: From the first byte of a request to its last.
+REQUEST_TIMEOUT_S = 60
+#: Between two requests.
+KEEP_ALIVE_S = 75
+#: For a client to take what lies ready for it.
+SEND_TIMEOUT_S = 60
+#: For a client to see the last answer and close.
+LINGER_S = 10
+#: For the last bytes to leave after the connection was closed from here.
+CLOSE_TIMEOUT_S = 10
+#: For requests in hand to be answered once the server stops.
+STOP_TIMEOUT_S = 10
+
+NEVER = sys.maxsize
+
+# -- phases ------------------------------------------------------------------
+
+IDLE = 0
+HEAD = 1
+BODY = 2
+DEAF = 3
+
+_log = Logger()
+
+_METHODS = {
+    name.encode("ascii"): name
+    for name in ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE")
+}
+
+Handler = Callable[[IRequest], None]
+
+
+class _Transport(Shape):
+    """What a connection needs of its transport."""
+
+    def write(self, data: bytes) -> None: ...
+    def loseConnection(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def loseWriteConnection(self) -> None: ...
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+
+
+@implementer(IRequest)
+class Request:
+    """A complete request (`IRequest`)."""
+
+    __slots__ = (
+        "_connection",
+        "_persistence",
+        "answer",
+        "body",
+        "headers",
+        "method",
+        "path",
+        "query",
+    )
+
+    def __init__(
+        self,
+        connection: HTTPConnection,
+        persistence: bytes,
+        method: str,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> None:
+        self._connection: HTTPConnection | None = connection
+        self._persistence = persistence
+        #: The whole response, while it waits for those before it.
+        self.answer: bytes | None = None
+        self.method = method
+        self.path, _, self.query = target.partition(b"?")
+        self.headers = headers
+        self.body = body
+
+    def respond(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: bytes = b"application/json",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Answer (`IRequest.respond`); a second answer is a RuntimeError."""
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("this request has been answered already")
+        if connection.lost:
+            self._connection = None
+            return
+        answer = connection.responses.build(
+            status,
+            body,
+            content_type,
+            headers,
+            CLOSE if connection.ends_with(self) else self._persistence,
+            self.method == "HEAD",
+        )
+        self._connection = None
+        connection.answered(self, answer)
+
+
+@implementer(IPushProducer, IHalfCloseableProtocol)
+class HTTPConnection(Protocol):
+    """
+    One connection.
+
+    Invariants: what is in `_in_hand` was handed over and is unanswered, or
+    waits for one before it; whatever is in `_queue` came after it;
+    `_last_words` come after both, and then `_phase` is DEAF.
+    """
+
+    def __init__(self, server: HTTPFactory) -> None:
+        self._server = server
+        self.responses = server.responses
+        #: The tick at which `expired` is called.
+        self.deadline = NEVER
+        self.lost = False
+        self._phase = IDLE
+        self._queue: deque[Request] = deque()
+        self._in_hand: deque[Request] = deque()
+        #: The answer to what could not be a request, after which comes the end.
+        self._last_words: bytes | None = None
+        # The request that is being parsed.
+        self._target = b""
+        self._method = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._header_bytes = 0
+        self._special: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._persistence = b""
+        self._keep_alive = True
+        self._upgrade = False
+        self._continue_due = False
+        self._begun = 0
+        self._framing_bytes = 0
+        self._valid_host = b""
+        # The way out.
+        self._corked = False
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        #: The transport's buffer is full: the client does not read.
+        self._blocked = False
+        self._reading = True
+        self._lingering = False
+        self._closed = False
+        self._client_done = False
+        self._dropped_bytes = 0
+
+    def connectionMade(self) -> None:
+        self._transport = cast(_Transport, self.transport)
+        self._parser = HttpRequestParser(self)
+        self._transport.registerProducer(self, True)
+        self.deadline = self._server.opened(self) + KEEP_ALIVE_S
+        if self._server.stopping:
+            self._close()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+        self.deadline = NEVER
+        self._phase = DEAF
+        self._queue.clear()
+        self._in_hand.clear()
+        # The parser holds this object's methods.
+        del self._parser
+        self._server.closed(self)
+
+    # -- reading ---------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._phase == DEAF:
+            self._drop(len(data))
+            return
+        body_bytes = self._body_bytes
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as e:
+            self._read_past_upgrade(data[e.args[0] :])
+        except HttpParserError as e:
+            self._unparsable(e)
+        if self._phase == HEAD or self._phase == BODY:
+            self._check_unfinished(len(data), self._body_bytes - body_bytes)
+        self._advance()
+
+    def on_url(self, url: bytes) -> None:
+        """The target, or a part of it."""
+        if self._phase == IDLE:
+            self._phase = HEAD
+            self._begun = self._server.tick
+        elif self._phase == BODY:
+            return
+        self._target += url
+        if len(self._target) > MAX_TARGET_BYTES:
+            raise Refused(414, "uri_too_long", "The request target is too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; or of the trailers, which are counted and dropped."""
+        headers = self._headers
+        in_head = self._phase == HEAD
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > MAX_HEADER_BYTES or (in_head and len(headers) == MAX_HEADERS):
+            raise Refused(431, "headers_too_large", "The request has too many header fields.")
+        if not in_head:
+            return
+        name = name.lower()
+        value = value.rstrip(b" \t")
+        headers.append((name, value))
+        if name in SPECIAL_FIELDS:
+            special = self._special
+            special[name] = special[name] + b", " + value if name in special else value
+
+    def on_headers_complete(self) -> None:
+        if self._phase == BODY:
+            return
+        self._phase = BODY
+        parser = self._parser
+        special = self._special
+        version = parser.get_http_version()
+        check_version(version)
+        host = special.get(b"host")
+        if host is None or host != self._valid_host:
+            check_host(version, host)
+            self._valid_host = host or b""
+        self._method = parser.get_method()
+        self._target = origin_form(self._method, self._target)
+        self._keep_alive = parser.should_keep_alive()
+        self._persistence = KEEP_ALIVE if version == "1.0" and self._keep_alive else b""
+        if len(special) > 1:
+            self._look_at_special_fields(version)
+
+    def _look_at_special_fields(self, version: str) -> None:
+        special = self._special
+        length = check_framing(version, special, self._server.max_body_bytes)
+        if b"expect" in special and version == "1.1":
+            check_expectation(special[b"expect"])
+            self._continue_due = length != 0
+        self._upgrade = b"upgrade" in special and self._parser.should_upgrade()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._continue_due = False
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > self._server.max_body_bytes:
+            # Only a chunked body: the others were measured by their heads.
+            self._body.clear()
+            raise too_large(self._server.max_body_bytes)
+
+    def on_message_complete(self) -> None:
+        if self._upgrade:
+            # The parser thinks that another protocol begins here.
+            return
+        body = self._body
+        method = self._method
+        self._queue.append(
+            Request(
+                self,
+                self._persistence,
+                _METHODS.get(method) or method.decode("ascii"),
+                self._target,
+                self._headers,
+                body[0] if len(body) == 1 else b"".join(body),
+            )
+        )
+        self._target = b""
+        self._headers = []
+        self._header_bytes = 0
+        self._special = {}
+        self._continue_due = False
+        if body:
+            self._body = []
+            self._body_bytes = 0
+        self._framing_bytes = 0
+        self._phase = IDLE if self._keep_alive else DEAF
+
+    def _read_past_upgrade(self, rest: bytes) -> None:
+        """
+        Ignore an Upgrade (RFC 9110, 7.8).
+
+        The parser stops behind the head and would take the body for the next
+        request.  One that never saw the field reads on from there; `_phase`
+        is BODY, so that the head it is given passes unseen.
+        """
+        while True:
+            self._upgrade = False
+            self._parser = HttpRequestParser(self)
+            try:
+                self._parser.feed_data(replayed_head(self._special))
+                if rest:
+                    self._parser.feed_data(rest)
+            except HttpParserUpgrade as e:
+                rest = rest[e.args[0] :]
+                continue
+            except HttpParserError as e:
+                self._unparsable(e)
+            return
+
+    def _check_unfinished(self, data_bytes: int, body_bytes: int) -> None:
+        """
+        Bound what the parser keeps of a head or of trailers that do not end.
+
+        What came with the body does not count, and no read counts for more
+        than it can bring.
+        """
+        self._framing_bytes += min(data_bytes - max(body_bytes, 0), READ_BYTES)
+        if self._phase == HEAD:
+            if self._framing_bytes > MAX_TARGET_BYTES + MAX_HEADER_BYTES + READ_BYTES:
+                self._refuse(Refused(431, "headers_too_large", "The head does not end."))
+        elif self._framing_bytes > MAX_FRAMING_BYTES:
+            self._refuse(Refused.bad("The chunks are too small, or have too much around them."))
+
+    def _unparsable(self, error: HttpParserError) -> None:
+        cause = error.__context__
+        if self._phase == DEAF:
+            # Whatever follows the last request of a connection.
+            return
+        if isinstance(cause, Refused):
+            self._refuse(cause)
+        elif isinstance(error, HttpParserInvalidMethodError):
+            self._refuse(
+                Refused(501, "not_implemented", "The method is unknown to this server.")
+            )
+        elif isinstance(error, HttpParserCallbackError):
+            _log.failure("a defect in reading requests", Failure(cause or error))
+            self._refuse(Refused(500, "internal_error", "The server failed; its log says how."))
+        else:
+            self._refuse(Refused.bad(f"The request is not valid HTTP/1.1: {error}."))
+
+    def _refuse(self, refused: Refused) -> None:
+        """Parse nothing more; tell the client why when its turn comes."""
+        self._phase = DEAF
+        self._last_words = self.responses.build(
+            refused.status, refused.body(), b"application/json", (), CLOSE, False
+        )
+
+    def _drop(self, size: int) -> None:
+        """Something came that nobody will look at."""
+        self._dropped_bytes += size
+        if self._dropped_bytes > MAX_LINGER_BYTES:
+            if self._lingering:
+                self._close()
+            else:
+                self._throttle()
+
+    # -- answering -------------------------------------------------------------
+
+    def ends_with(self, request: Request) -> bool:
+        """Whether nothing comes after the answer to `request`."""
+        return (
+            self._phase == DEAF
+            and self._last_words is None
+            and not self._queue
+            and self._in_hand[-1] is request
+        )
+
+    def answered(self, request: Request, answer: bytes) -> None:
+        """Send what can be sent, now that `request` has its answer."""
+        in_hand = self._in_hand
+        if in_hand[0] is not request:
+            request.answer = answer
+            return
+        in_hand.popleft()
+        self._send(answer)
+        while in_hand and (waiting := in_hand[0].answer) is not None:
+            in_hand.popleft()
+            self._send(waiting)
+        if not self._corked:
+            self._flush()
+            # A client that was made to wait has all its time again.
+            self._begun = self._server.tick
+            self._advance()
+
+    def _send(self, answer: bytes) -> None:
+        self._gathered.append(answer)
+        self._gathered_bytes += len(answer)
+        if self._gathered_bytes > MAX_GATHERED_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        gathered = self._gathered
+        if gathered:
+            self._gathered = []
+            self._gathered_bytes = 0
+            self._transport.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+
+    def _hand_over(self) -> None:
+        """Give the handler what it may have, in order; send what it answers at once."""
+        queue = self._queue
+        in_hand = self._in_hand
+        self._corked = True
+        while queue and not self._blocked:
+            request = queue[0]
+            if in_hand and not (
+                len(in_hand) < MAX_IN_HAND
+                and _is_harmless(request)
+                and _is_harmless(in_hand[0])
+            ):
+                break
+            in_hand.append(queue.popleft())
+            try:
+                self._server.handler(request)
+            except Exception:
+                self._failed(request)
+        self._corked = False
+        self._flush()
+
+    def _failed(self, request: Request) -> None:
+        """The handler raised; if it has not answered, it will not any more."""
+        _log.failure(
+            "a request failed: {method} {path}", method=request.method, path=request.path
+        )
+        if request in self._in_hand and request.answer is None:
+            refused = Refused(500, "internal_error", "The server failed; its log says how.")
+            request.respond(500, refused.body())
+
+    def _advance(self) -> None:
+        """Do whatever can be done now, and set the deadline for what cannot."""
+        if self._queue:
+            self._hand_over()
+        if self._blocked or self._lingering or self._closed or self.lost:
+            pass
+        elif self._in_hand:
+            self.deadline = NEVER
+        elif self._phase == IDLE:
+            self.deadline = self._server.tick + KEEP_ALIVE_S
+        elif self._phase == DEAF:
+            self._end()
+        else:
+            self._await_rest()
+        if self._reading == bool(self._queue or self._blocked):
+            self._throttle()
+
+    def _await_rest(self) -> None:
+        """A request has begun, and there is nothing before it."""
+        if self._phase == HEAD:
+            self.deadline = self._begun + HEADER_TIMEOUT_S
+            return
+        self.deadline = self._begun + REQUEST_TIMEOUT_S
+        if self._continue_due:
+            self._continue_due = False
+            self._transport.write(CONTINUE)
+
+    def _throttle(self) -> None:
+        """Read if, and only if, what comes can be used or is to be dropped."""
+        if self._closed or self.lost:
+            return
+        reading = not (
+            self._queue
+            or self._blocked
+            or (self._dropped_bytes > MAX_LINGER_BYTES and not self._lingering)
+        )
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._transport.resumeProducing()
+            else:
+                self._transport.pauseProducing()
+
+    # -- the client's pace -----------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full: take nothing more on."""
+        self._blocked = True
+        self.deadline = self._server.tick + SEND_TIMEOUT_S
+        self._throttle()
+
+    def resumeProducing(self) -> None:
+        """The client has taken everything."""
+        self._blocked = False
+        self._begun = self._server.tick
+        self._advance()
+
+    def stopProducing(self) -> None:
+        """The connection is lost, and `connectionLost` follows."""
+
+    # -- ending ----------------------------------------------------------------
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+        if self._closed or self._blocked:
+            self.deadline = NEVER
+            self._transport.abortConnection()
+        elif self._lingering or self._phase == IDLE:
+            self._close()
+        else:
+            self._refuse(
+                Refused(408, "request_timeout", "The request took too long to arrive.")
+            )
+            self._advance()
+
+    def finish(self) -> None:
+        """Answer what is in hand, take nothing more, and close."""
+        self._queue.clear()
+        if self._phase == HEAD or self._phase == BODY:
+            self._refuse(Refused(503, "stopped", "This node is shutting down."))
+        self._phase = DEAF
+        self._advance()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unfinished."""
+        if not self.lost:
+            self._transport.abortConnection()
+
+    def readConnectionLost(self) -> None:
+        """The client sends nothing more; it may still be waiting for answers."""
+        self._client_done = True
+        if self._lingering:
+            self._close()
+        else:
+            self._phase = DEAF
+            self._advance()
+
+    def writeConnectionLost(self) -> None:
+        """The last words are on their way."""
+
+    def _end(self) -> None:
+        """Everything is answered and nothing more is read."""
+        words = self._last_words
+        if words is None:
+            self._close()
+            return
+        self._last_words = None
+        transport = self._transport
+        transport.write(words)
+        if self._client_done:
+            self._close()
+            return
+        self._lingering = True
+        self._blocked = False
+        self.deadline = self._server.tick + LINGER_S
+        transport.unregisterProducer()
+        # Asked of the class, for wrappers such as that of TLS pass on what
+        # they lack to the transport beneath them, which must not close alone.
+        if hasattr(type(transport), "loseWriteConnection"):
+            transport.loseWriteConnection()
+        self._throttle()
+
+    def _close(self) -> None:
+        if self._closed or self.lost:
+            return
+        self._closed = True
+        self._phase = DEAF
+        self.deadline = self._server.tick + CLOSE_TIMEOUT_S
+        if not self._lingering:
+            # A transport with a paused producer never closes.
+            self._transport.unregisterProducer()
+        self._transport.loseConnection()
+
+
+def _is_harmless(request: Request) -> bool:
+    """Whether the request may be handled beside others of its connection."""
+    return not request.body and request.method in ("GET", "HEAD")
+
+
+class HTTPFactory(Factory):
+    """
+    Makes connections and keeps them to their deadlines.
+
+    `handler` is called with each `IRequest`; what it raises is logged and
+    answered 500.  `clock` keeps the deadlines; `wall_clock`, seconds since
+    1970, gives the Date field.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        handler: Handler,
+        clock: IReactorTime,
+        wall_clock: Callable[[], float] = time.time,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        server: bytes = b"raftd",
+    ) -> None:
+        self.handler = handler
+        self.responses = Responses(server, wall_clock)
+        self.max_body_bytes = max_body_bytes
+        self.connections: set[HTTPConnection] = set()
+        self.stopping = False
+        #: Seconds, as far as deadlines are concerned; stands still while there
+        #: are no connections, and while the reactor does.
+        self.tick = 0
+        self._clock = clock
+        self._ticking: IDelayedCall | None = None
+        self._stop_deadline = NEVER
+        self._stopped: list[Deferred[None]] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> HTTPConnection:
+        return HTTPConnection(self)
+
+    def stop(self) -> Deferred[None]:
+        """
+        Finish the requests in hand, close every connection, take no new one.
+
+        Fires when all are closed, `STOP_TIMEOUT_S` from now at the latest.
+        """
+        stopped: Deferred[None] = Deferred()
+        self._stopped.append(stopped)
+        if not self.stopping:
+            self.stopping = True
+            self._stop_deadline = self.tick + STOP_TIMEOUT_S
+            for connection in list(self.connections):
+                connection.finish()
+        self._tell_if_stopped()
+        return stopped
+
+    def opened(self, connection: HTTPConnection) -> int:
+        """Keep `connection` to its deadlines from now on; the present tick."""
+        self.connections.add(connection)
+        if self._ticking is None:
+            self.responses.refresh()
+            self._ticking = self._clock.callLater(TICK_S, self._on_tick)
+        return self.tick
+
+    def closed(self, connection: HTTPConnection) -> None:
+        """`connection` is gone."""
+        self.connections.discard(connection)
+        if not self.connections and self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
+        self._tell_if_stopped()
+
+    def _tell_if_stopped(self) -> None:
+        if self.stopping and not self.connections:
+            waiting, self._stopped = self._stopped, []
+            for stopped in waiting:
+                stopped.callback(None)
+
+    def _on_tick(self) -> None:
+        self._ticking = self._clock.callLater(TICK_S, self._on_tick)
+        self.tick = tick = self.tick + TICK_S
+        self.responses.refresh()
+        for connection in [c for c in self.connections if c.deadline <= tick]:
+            connection.expired()
+        if tick >= self._stop_deadline:
+            for connection in list(self.connections):
+                connection.abort()

@@ -1,0 +1,64 @@
+"""`GET /status`: what a node knows of itself and its cluster right now."""
+
+from __future__ import annotations
+
+from raftd.interfaces import IDatabase, INode, IRequest, MemberStatus, NodeStatus
+from raftd.web.answers import NO_CACHE, error, json, not_allowed, options
+
+PATH = b"/status"
+
+ALLOW = b"GET, HEAD, OPTIONS"
+
+
+def handle(request: IRequest, node: INode, database: IDatabase, version: str) -> None:
+    """Answer a request for `PATH`."""
+    if request.method == "OPTIONS":
+        options(request, ALLOW)
+    elif request.method not in ("GET", "HEAD"):
+        not_allowed(request, ALLOW)
+    elif request.query:
+        error(request, 400, "bad_request", "/status has no parameters.")
+    else:
+        value = as_json(node.status(), database.revision, version)
+        json(request, 200, value, (NO_CACHE,))
+
+
+def as_json(status: NodeStatus, revision: int, version: str) -> dict[str, object]:
+    """
+    The fields of the answer, in order.
+
+    Ids are 16 hexadecimal digits, for they do not fit into a number of
+    JavaScript's.  What only a leader knows of members is given by a leader only.
+    """
+    is_leader = status.role == "leader"
+    return {
+        "name": status.member.name,
+        "member_id": f"{status.member.id:016x}",
+        "cluster_id": f"{status.cluster_id:016x}",
+        "version": version,
+        # Whether a candidate has begun with PreVote is no concern outside.
+        "role": "candidate" if status.role == "pre-candidate" else status.role,
+        "term": status.term,
+        "leader": None if status.leader is None else status.leader.name,
+        "first_index": status.first_index,
+        "last_index": status.last_index,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "snapshot_index": status.snapshot_index,
+        "revision": revision,
+        "uptime_seconds": round(status.uptime_seconds, 3),
+        "members": [_member(member, is_leader) for member in status.members],
+    }
+
+
+def _member(status: MemberStatus, is_leader: bool) -> dict[str, object]:
+    value: dict[str, object] = {
+        "name": status.member.name,
+        "id": f"{status.member.id:016x}",
+        "role": status.role,
+    }
+    if is_leader:
+        value["match_index"] = status.match_index
+        value["next_index"] = status.next_index
+        value["last_contact_ms"] = status.last_contact_ms
+    return value
