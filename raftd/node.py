@@ -483,7 +483,7 @@ class Node:
         return self._raft.configuration
 
     @property
-    def committed_voter(self) -> bool:
+    def is_settled_voter(self) -> bool:
         """Whether this node has applied the configuration in force, and has a vote in it."""
         return (
             self._raft.configuration.is_voter(self.member.id)

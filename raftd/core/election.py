@@ -10,8 +10,9 @@ class Campaign:
     """
     The answers to one PreVote or RequestVote of one term.
 
-    It is made anew for every campaign, so no vote outlives its own.  A
-    member's first answer counts and later ones do not.
+    It is made anew for every campaign, so no vote outlives its own.  A member
+    counts once, and what it has granted stays granted; a refusal does not
+    stay, for it may have answered a request of an earlier term.
     """
 
     def __init__(self, term: int) -> None:
@@ -20,7 +21,7 @@ class Campaign:
         self._answers: dict[MemberId, bool] = {}
 
     def record(self, voter: MemberId, granted: bool) -> None:
-        self._answers.setdefault(voter, granted)
+        self._answers[voter] = granted or self._answers.get(voter, False)
 
     def won(self, majorities: Majorities) -> bool:
         return has_quorum(majorities, {v for v, granted in self._answers.items() if granted})

@@ -37,6 +37,8 @@ MAX_BYTES_PER_APPEND = 512 << 10
 #: itself.  Beyond it, proposals are refused: a stalled disk or a lost quorum
 #: costs bounded memory.
 MAX_UNCOMMITTED_BYTES = 32 << 20
+#: What an entry takes besides its data, more or less, in that account.
+ENTRY_OVERHEAD_BYTES = 32
 #: How long a new commit index may wait for an AppendEntries to carry it to the
 #: others before a heartbeat does: long enough that under load it costs nothing.
 COMMIT_NOTICE_DELAY_S = 0.001
@@ -109,7 +111,7 @@ class Leadership:
                 "The leader has more waiting to be committed than it may hold. Try again."
             )
         first = self.append(EntryKind.COMMAND, batch, now)
-        size = sum(map(len, batch))
+        size = sum(map(len, batch)) + ENTRY_OVERHEAD_BYTES * len(batch)
         self._uncommitted.append((self._log.last_index, size))
         self._uncommitted_bytes += size
         return first
@@ -151,7 +153,10 @@ class Leadership:
         progress.commit_sent = max(progress.commit_sent, min(commit_index, last))
 
     def _lacks_notice(self, progress: Progress, commit_index: int) -> bool:
-        return progress.commit_sent < min(commit_index, progress.match_index)
+        # One that cannot be reached would lack it again at once.
+        return not progress.lost and (
+            progress.commit_sent < min(commit_index, progress.match_index)
+        )
 
     def _notice(self, progress: Progress, commit_index: int, now: float) -> None:
         if self._notice_due == math.inf and self._lacks_notice(progress, commit_index):
@@ -179,8 +184,11 @@ class Leadership:
         """An AppendEntries got no answer; it may or may not have arrived."""
         progress = self.progress.get(member_id)
         if progress is not None:
+            # A probe is repeated; what went out beyond `match_index` is sent again.
+            probing = progress.state is ProgressState.PROBE
+            again = progress.next_index if probing else progress.match_index + 1
             # The next answered heartbeat lets it go on.
-            progress.probe(progress.match_index + 1, lost=True)
+            progress.probe(again, lost=True)
 
     def commit_candidate(self) -> int:
         """

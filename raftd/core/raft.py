@@ -375,13 +375,16 @@ class Raft:
     def _heartbeat(
         self, sender: MemberId, request: Heartbeat, request_id: int, now: float
     ) -> None:
+        # An answer carries our term: it must not confirm a round of an earlier one.
+        confirmed_round = 0
         if request.term >= self.term:
+            confirmed_round = request.round
             self._follow(sender, request.term, now)
             # The leader knows from an answer of ours in this term that our log
             # agrees with its own up to here.
             if request.leader_commit <= self.log.last_index:
                 self._commit(request.leader_commit)
-        self._answer(sender, HeartbeatResponse(self.term, request.round), request_id)
+        self._answer(sender, HeartbeatResponse(self.term, confirmed_round), request_id)
 
     def _follow(self, leader: MemberId, term: int, now: float) -> None:
         """A message of the leader of `term`, which is not behind ours."""
@@ -552,10 +555,11 @@ class Raft:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
         if self.configuration_index > self.commit_index:
             raise ChangeInProgress("Another membership change is under way. Try again.")
+        # Before its entry is appended, so that it is sent to new members too.
+        leadership.configure(changed, now)
         data = encode_configuration(changed)
         index = leadership.append(EntryKind.CONFIGURATION, (data,), now)
         self._configurations.append([(index, changed)])
-        leadership.configure(changed, now)
         return index
 
     def _leader(self) -> Leadership:
@@ -684,8 +688,9 @@ def _check_entries(request: AppendEntries) -> None:
 def _withdrawn(message: Message, term: int) -> Response:
     """The refusal, in a later term, that takes the place of an answer."""
     match message:
-        case AppendEntriesResponse():
-            return AppendEntriesResponse(term, False, message.match_index)
+        case AppendEntriesResponse(match_index=last):
+            # Nothing is wrong with the log: a leader of `term` need not go far back.
+            return AppendEntriesResponse(term, False, last, last, term)
         case HeartbeatResponse():
             return HeartbeatResponse(term, 0)
         case RequestVoteResponse():

@@ -61,8 +61,9 @@ _OUTCOME_BYTES = MAX_SENTENCE_BYTES + 64
 
 
 def _families(root: type[RaftdError]) -> list[type[RaftdError]]:
+    """Every class under `root`, each before the ones that it inherits from."""
     below = [found for child in root.__subclasses__() for found in _families(child)]
-    return [root, *below]
+    return [*below, root]
 
 
 #: What may cross, by code.  What stops a node stops that node alone, a

@@ -33,7 +33,7 @@ class TerminalTests(SynchronousTestCase):
         self.directory = self.mktemp()
         os.mkdir(self.directory)
 
-    def spawn(self, arguments: Sequence[str], **variables: str) -> pexpect.spawn:
+    def spawn(self, arguments: Sequence[str], **variables: str) -> pexpect.spawn[str]:
         child = pexpect.spawn(
             arguments[0],
             list(arguments[1:]),
@@ -45,17 +45,17 @@ class TerminalTests(SynchronousTestCase):
         self.addCleanup(child.close, force=True)
         return child
 
-    def shows(self, child: pexpect.spawn, text: str) -> None:
+    def shows(self, child: pexpect.spawn[str], text: str) -> None:
         """That exactly `text` comes next."""
         child.expect_exact(text.replace("\n", "\r\n"))
         self.assertEqual(child.before, "")
 
-    def answer(self, child: pexpect.spawn, prompt: str, answer: str) -> None:
+    def answer(self, child: pexpect.spawn[str], prompt: str, answer: str) -> None:
         self.shows(child, prompt)
         child.sendline(answer)
         self.shows(child, answer + "\n")
 
-    def ends(self, child: pexpect.spawn) -> int | None:
+    def ends(self, child: pexpect.spawn[str]) -> int | None:
         """Its exit status; None if a signal killed it."""
         child.expect(pexpect.EOF)
         child.wait()

@@ -1,0 +1,123 @@
+"""
+The way of a new node into a cluster.
+
+    probe -> Join (a learner) -> catch up -> Promote (a voter) -> voter, applied
+
+Each step is idempotent under the node's id, so a join that was broken off
+anywhere begins again from the front.  Until the node itself asks for its vote
+it counts for no quorum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
+
+from raftd.core.messages import Member
+from raftd.errors import ChangeInProgress, ChangeRefused, JoinFailed, NotCaughtUp, RaftdError
+from raftd.net.join import JoinAnswer, request_join
+from raftd.node import Node
+from raftd.probing import NoLeaderYet, probe
+
+#: Where to connect to for a name.
+EndpointFor = Callable[[str], IStreamClientEndpoint]
+
+#: How long a cluster may take to elect a leader before the join is given up.
+LEADER_PATIENCE_S = 5.0
+#: How long a server may take to answer Join, an election included.
+JOIN_TIMEOUT_S = 10.0
+#: How long no entry may arrive, while catching up, before the join is given up.
+STALL_TIMEOUT_S = 15.0
+#: How often to look whether a step has come to its end.
+POLL_INTERVAL_S = 0.05
+#: How long one request to be promoted may take.
+PROMOTE_TIMEOUT_MS = 5_000
+
+
+async def ask_to_join(
+    reactor: IReactorTime,
+    endpoint_for: EndpointFor,
+    servers: Sequence[str],
+    member: Member,
+    cluster_id: int,
+) -> JoinAnswer:
+    """
+    Become a learner of the cluster of `servers`, which are tried in order.
+
+    `JoinFailed` with what each of them said.
+    """
+    reasons = []
+    for server in servers:
+        try:
+            if server == member.name:
+                raise JoinFailed(f"{server} is this node itself.")
+            await _probe_for_leader(reactor, server)
+            return await request_join(
+                reactor, endpoint_for(server), server, member, cluster_id, JOIN_TIMEOUT_S
+            )
+        except RaftdError as e:
+            reasons.append(str(e))
+    raise JoinFailed(" ".join(dict.fromkeys(reasons)))
+
+
+async def _probe_for_leader(reactor: IReactorTime, server: str) -> None:
+    """Probe until there is a leader, for the time that an election may take."""
+    give_up_at = reactor.seconds() + LEADER_PATIENCE_S
+    while True:
+        try:
+            await probe(reactor, server)
+            return
+        except NoLeaderYet:
+            if reactor.seconds() >= give_up_at:
+                raise
+        await pause(reactor)
+
+
+async def become_voter(reactor: IReactorTime, node: Node) -> None:
+    """
+    Catch up, ask for a vote, and return when the entry that gives it is applied.
+
+    `JoinFailed` when the leader does not reach this node, or refuses.
+    """
+    progress, stalled_at = -1, 0.0
+    while not node.is_settled_voter:
+        status = node.status()
+        if status.last_index + status.applied_index > progress:
+            progress = status.last_index + status.applied_index
+            stalled_at = reactor.seconds() + STALL_TIMEOUT_S
+        elif reactor.seconds() >= stalled_at:
+            raise JoinFailed(_why_stalled(node))
+        if status.leader is not None and status.applied_index == status.commit_index > 0:
+            await _ask_for_vote(node)
+        await pause(reactor)
+
+
+async def _ask_for_vote(node: Node) -> None:
+    try:
+        await node.promote(node.member.id, PROMOTE_TIMEOUT_MS)
+    except (NotCaughtUp, ChangeInProgress):
+        pass  # a little later, then
+    except ChangeRefused as e:
+        raise JoinFailed(str(e)) from None
+    except RaftdError:
+        # The leader may have changed, or the answer may have been lost: the
+        # log will tell, and asking again does no harm.
+        pass
+
+
+def _why_stalled(node: Node) -> str:
+    name = node.member.name
+    if node.status().leader is None:
+        return (
+            f"no leader has reached this node at {name} for {STALL_TIMEOUT_S:.0f} s. "
+            f"Can the other members connect to {name}?"
+        )
+    return f"the leader has sent nothing for {STALL_TIMEOUT_S:.0f} s."
+
+
+def pause(reactor: IReactorTime) -> Deferred[None]:
+    """Fires after one polling interval."""
+    return deferLater(reactor, POLL_INTERVAL_S, lambda: None)
