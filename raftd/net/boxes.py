@@ -436,7 +436,8 @@ class BoxConnection(Protocol):
         while True:
             start = offset + 2
             if start > end:
-                self._missing = start - end
+                # Between two strings nothing is missing.
+                self._missing = start - end if offset < end else 0
                 break
             length = data[offset] << 8 | data[offset + 1]
             if length == 0 and self._key is None:
