@@ -12,11 +12,11 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IReactorTCP
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
 from raftd.errors import BadAnswer
@@ -82,10 +82,10 @@ def _is_loopback_name(host: str) -> bool:
 
 
 def listen(
-    reactor: IReactorTCP, addresses: Sequence[str], port: int, factory: Factory
+    reactor: Any, addresses: Sequence[str], port: int, factory: IProtocolFactory
 ) -> list[IListeningPort]:
     """
-    Listen on all `addresses` that this machine has.
+    Listen on all `addresses` that this machine has; `reactor` is an `IReactorTCP`.
 
     `BadAnswer` if it has none of them, or if something listens there already.
     """

@@ -7,6 +7,8 @@ could not, and so lets the failure be a sentence that helps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import treq
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,7 +19,6 @@ from twisted.internet.error import (
     TimeoutError,
 )
 from twisted.web.client import Agent
-from twisted.web.iweb import IResponse
 
 from raftd.errors import JoinFailed
 
@@ -47,7 +48,7 @@ class NoLeaderYet(JoinFailed):
     """The cluster is there and has no leader: it may have one a moment later."""
 
 
-async def probe(reactor: object, server: str) -> ServerStatus:
+async def probe(reactor: Any, server: str) -> ServerStatus:
     """
     The status of `server`.
 
@@ -89,10 +90,10 @@ def _foreign(server: str) -> str:
     return f"what listens at {server} is not a raftd server."
 
 
-async def _get(reactor: object, url: str) -> tuple[int, bytes]:
+async def _get(reactor: Any, url: str) -> tuple[int, bytes]:
     """The status code and the body of one GET; no redirect, no proxy."""
     agent = Agent(reactor, connectTimeout=PROBE_TIMEOUT_S)
-    asked: Deferred[IResponse] = treq.get(
+    response = await treq.get(
         url,
         agent=agent,
         reactor=reactor,
@@ -100,7 +101,6 @@ async def _get(reactor: object, url: str) -> tuple[int, bytes]:
         allow_redirects=False,
         unbuffered=True,
     )
-    response = await asked
     body = bytearray()
 
     def collect(data: bytes) -> None:
@@ -109,6 +109,6 @@ async def _get(reactor: object, url: str) -> tuple[int, bytes]:
         body.extend(data)
 
     collected: Deferred[None] = treq.collect(response, collect)
-    collected.addTimeout(PROBE_TIMEOUT_S, reactor)  # type: ignore[arg-type]
+    collected.addTimeout(PROBE_TIMEOUT_S, reactor)
     await collected
     return response.code, bytes(body)

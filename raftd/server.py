@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from zope.interface import implementer
 
+from raftd import __version__
 from raftd.core.membership import Configuration, encode_configuration
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
@@ -34,7 +35,7 @@ from raftd.node import Node
 from raftd.service import NodeService
 from raftd.storage.directory import DataDirectory, Identity, draw_id
 from raftd.storage.wal import Wal
-from raftd.web.routes import Routes
+from raftd.web.routes import Routes, Site
 
 #: The term and index of the entry that every cluster begins with.
 FIRST_TERM = 1
@@ -73,10 +74,10 @@ class Server:
         self._store = Store()
         settings = Settings(options.heartbeat_interval_ms, options.election_timeout_ms)
         self._service = NodeService(reactor, settings, options.request_timeout_ms)
-        self._routes = Routes()
-        self._http_factory = HTTPFactory(reactor, self._routes.handle)
+        self._routes = Routes(__version__)
+        self._http_factory = HTTPFactory(self._routes.handle, reactor)
         self._port_factory = PortFactory(
-            reactor, self._service.peer_factory, self._http_factory
+            self._service.peer_factory, self._http_factory, reactor
         )
 
     def open(self) -> None:
@@ -229,7 +230,7 @@ class Server:
             self._store,
             self._on_fatal,
         )
-        self._routes.serve(node, Database(node, self._store))
+        self._routes.site = Site(node, Database(node, self._store))
         return node
 
     def stop(self) -> Deferred[None]:
@@ -239,8 +240,10 @@ class Server:
     async def _stop(self) -> None:
         ports, self._ports = self._ports, []
         await close(ports)
-        self._routes.stop()
+        # Requests in hand are finished first: they need the node.
         await self._http_factory.stop()
         await self._service.stop()
-        self._port_factory.close_all()
+        await self._port_factory.close_all()
+        if self._log is not None and self._service.node is None:
+            await self._log.close()
         self._directory.close()

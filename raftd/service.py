@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
@@ -81,7 +81,7 @@ class NodeService:
         node.start()
         return node
 
-    def stop(self) -> Deferred[Any] | None:
+    def stop(self) -> Deferred[Any]:
         """Refuse peers and stop the node, if it was started; fires when it has."""
         self.peer_factory.close()
-        return None if self.node is None else self.node.stop()
+        return succeed(None) if self.node is None else self.node.stop()
