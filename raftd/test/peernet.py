@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError
@@ -220,7 +221,7 @@ def reactor_time(clock: Clock) -> IReactorTime:
     return clock
 
 
-def failure_of(deferred: Deferred[object]) -> BaseException:
+def failure_of(deferred: Deferred[Any]) -> BaseException:
     """The exception that `deferred` has failed with, by now."""
     found: list[Failure] = []
     deferred.addErrback(found.append)

@@ -1,0 +1,686 @@
+"""
+The asking side of peers: connections that are kept up, calls, and joining.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from random import Random
+from typing import Any
+
+import msgspec
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.error import DNSLookupError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from raftd.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    Member,
+    RequestVote,
+    RequestVoteResponse,
+)
+from raftd.errors import (
+    JoinFailed,
+    NameTaken,
+    NoLeader,
+    NotLeader,
+    NotReady,
+    PeerUnreachable,
+    RaftdError,
+    TooLarge,
+    WrongCluster,
+)
+from raftd.interfaces import IPeer
+from raftd.net import arguments, boxes, join, peers
+from raftd.net.amp import PeerServer, PeerServerFactory
+from raftd.net.arguments import MAX_FORWARDED_COMMANDS, MAX_PAYLOAD_BYTES
+from raftd.net.boxes import BoxConnection
+from raftd.net.handshake import LocalIdentity
+from raftd.net.join import JoinAnswer, request_join
+from raftd.net.peers import Peer, PeerTransport, explain_connect_failure
+from raftd.test.peernet import (
+    ALICE,
+    BOB,
+    CLUSTER,
+    CONFIGURATION,
+    Link,
+    Pair,
+    RecordingNode,
+    entries,
+    failure_of,
+    reactor_time,
+)
+
+reactor: Any = _reactor
+
+
+class CallTests(SynchronousTestCase):
+    """Every method of `IPeer`, to the node at the other end and back."""
+
+    def setUp(self) -> None:
+        self.pair = Pair()
+        self.peer, self.node = self.pair.peer, self.pair.node
+
+    def link(self, channel: str) -> Link:
+        """The open connection of one channel."""
+        for link in self.pair.network.open_links():
+            assert isinstance(link.server, PeerServer)
+            if link.server.key[1] == channel:
+                return link
+        raise AssertionError(f"no {channel} connection")
+
+    def flush(self) -> None:
+        self.pair.network.flush()
+
+    def test_connected(self) -> None:
+        self.assertTrue(self.peer.connected)
+        self.assertEqual(self.peer.refusal, "")
+        self.assertEqual(len(self.pair.network.open_links()), 2)
+
+    def test_send(self) -> None:
+        self.node.answer = lambda: succeed(RequestVoteResponse(4, True))
+        answer = self.peer.send(RequestVote(4, 10, 3))
+        self.flush()
+        self.assertEqual(self.successResultOf(answer), RequestVoteResponse(4, True))
+        self.assertEqual(self.node.asked, [("receive", ALICE.id, RequestVote(4, 10, 3))])
+
+    def test_a_large_append_entries(self) -> None:
+        message = AppendEntries(5, 10, 4, 9, entries(12, 131_072))
+        self.node.answer = lambda: succeed(AppendEntriesResponse(5, True, 22))
+        answer = self.peer.send(message)
+        self.flush()
+        self.assertEqual(self.successResultOf(answer), AppendEntriesResponse(5, True, 22))
+        self.assertEqual(self.node.asked, [("receive", ALICE.id, message)])
+
+    def test_requests_arrive_in_the_order_sent(self) -> None:
+        self.node.oblige()
+        sent = [
+            Heartbeat(1, 0, n) if n % 2 else AppendEntries(1, n, 0, 0, entries(n, 5000))
+            for n in range(40)
+        ]
+        answers = [self.peer.send(message) for message in sent]
+        self.flush()
+        self.assertEqual([asked[2] for asked in self.node.asked], sent)  # type: ignore[index]
+        for answer in answers:
+            self.successResultOf(answer)
+
+    def test_forward(self) -> None:
+        outcomes: list[bytes | RaftdError] = [b"one", NotLeader("No."), b""]
+        self.node.answer = lambda: succeed(outcomes)
+        answer = self.peer.forward([b"a", b"b", b"c"], 250)
+        self.flush()
+        found = self.successResultOf(answer)
+        self.assertEqual([found[0], found[2]], [b"one", b""])
+        self.assertIs(type(found[1]), NotLeader)
+        self.assertEqual(self.node.asked, [("forwarded", [b"a", b"b", b"c"], 250)])
+
+    def test_a_forward_refused_as_a_whole(self) -> None:
+        for code, kind in arguments.WIRE_ERRORS.items():
+            self.node.answer = lambda kind=kind: fail(kind("Why not."))  # type: ignore[misc]
+            answer = self.peer.forward([b"a"], 250)
+            self.flush()
+            error = failure_of(answer)
+            self.assertEqual((type(error), str(error)), (kind, "Why not."), code)
+        self.assertEqual(len(self.pair.network.links), 2)
+
+    def test_as_many_outcomes_as_commands(self) -> None:
+        """Anything else would give a client another client's answer."""
+        self.node.answer = lambda: succeed([b"one"])
+        answer = self.peer.forward([b"a", b"b"], 250)
+        self.flush()
+        self.assertIsInstance(failure_of(answer), PeerUnreachable)
+        self.assertEqual(len(self.pair.network.open_links()), 1)
+
+    def test_read_index_join_promote(self) -> None:
+        self.node.oblige()
+        carol = Member(0xC, "carol:4003")
+        read = self.peer.read_index(100)
+        joined = self.peer.join(carol, 200)
+        promoted = self.peer.promote(carol.id, 300)
+        self.flush()
+        self.assertEqual(self.successResultOf(read), 1)
+        self.assertEqual(self.successResultOf(joined), CONFIGURATION)
+        self.assertIsNone(self.successResultOf(promoted))
+        self.assertEqual(
+            self.node.asked,
+            [("read", 100), ("join", carol, 200, True), ("promote", carol.id, 300, True)],
+        )
+
+    def test_bulk_and_raft_are_two_connections(self) -> None:
+        """What stalls one does not stall the other."""
+        self.node.oblige()
+        self.link("bulk").is_cut = True
+        forwarded = self.peer.forward([b"x" * 1_000_000], 5000)
+        beat = self.peer.send(Heartbeat(1, 1, 1))
+        read = self.peer.read_index(100)
+        self.flush()
+        self.successResultOf(beat)
+        self.successResultOf(read)
+        self.assertNoResult(forwarded)
+        self.link("bulk").is_cut = False
+        self.flush()
+        self.successResultOf(forwarded)
+
+    def test_too_much_to_forward_at_once(self) -> None:
+        for commands in ([b""] * (MAX_FORWARDED_COMMANDS + 1), [b"x" * MAX_PAYLOAD_BYTES]):
+            self.assertIsInstance(failure_of(self.peer.forward(commands, 100)), TooLarge)
+        self.assertEqual(self.node.asked, [])
+
+    def test_without_a_connection_everything_fails_at_once(self) -> None:
+        pair = Pair(connect=False)
+        pair.network.listening.clear()
+        peer = pair.connect()
+        self.assertFalse(peer.connected)
+        for answer in (
+            peer.send(Heartbeat(1, 1, 1)),
+            peer.read_index(100),
+            peer.join(ALICE, 100),
+            peer.promote(ALICE.id, 100),
+        ):
+            self.assertIsInstance(failure_of(answer), PeerUnreachable)
+        self.assertIsInstance(failure_of(peer.forward([b"a"], 100)), NoLeader)
+        # Nothing was kept for later, either.
+        pair.network.listening[BOB.name] = pair.factory
+        pair.network.advance(3)
+        self.assertTrue(peer.connected)
+        self.assertEqual(pair.node.asked, [])
+
+    def test_a_forward_that_went_out_is_not_known_not_to_have_happened(self) -> None:
+        """PeerUnreachable when sent, NoLeader when not: a client must know which."""
+        self.node.open_answers()
+        sent = self.peer.forward([b"a"], 1000)
+        self.flush()
+        self.pair.factory.close()
+        self.flush()
+        error = failure_of(sent)
+        self.assertIsInstance(error, PeerUnreachable)
+        self.assertNotIsInstance(error, NoLeader)
+        self.assertIsInstance(failure_of(self.peer.forward([b"b"], 1000)), NoLeader)
+
+    def test_a_forward_beyond_the_bound_is_known_not_to_have_happened(self) -> None:
+        self.node.open_answers()
+        waiting = [self.peer.forward([b"a"], 1000) for _ in range(boxes.MAX_CALLS)]
+        self.assertIsInstance(failure_of(self.peer.forward([b"b"], 1000)), NoLeader)
+        self.flush()
+        self.assertEqual(len(self.node.asked), boxes.MAX_CALLS)
+        self.peer.close()
+        for forward in waiting:
+            self.assertIsInstance(failure_of(forward), PeerUnreachable)
+
+    def test_a_peer_that_has_stopped_reading(self) -> None:
+        """Its requests fail at once when too much waits to be sent."""
+        connection = self.link("raft").client
+        assert isinstance(connection, BoxConnection)
+        connection.pauseProducing()
+        message = AppendEntries(5, 10, 4, 9, entries(8, 131_072))
+        sent = 0
+        while (answer := self.peer.send(message)).called is False:
+            answer.addErrback(lambda _: None)
+            sent += 1
+            self.assertLess(sent, 100)
+        self.assertIsInstance(failure_of(answer), PeerUnreachable)
+        self.assertEqual(sent, boxes.MAX_UNSENT_BYTES // (1 << 20) - 1)
+        connection.drop("the test is over")
+
+
+class TimeoutTests(SynchronousTestCase):
+    """A call that is not answered in time closes its connection."""
+
+    def setUp(self) -> None:
+        self.pair = Pair()
+        self.pair.node.open_answers()
+        self.peer, self.network = self.pair.peer, self.pair.network
+
+    def times_out(self, call: Deferred[Any], after_s: float, channel: str) -> None:
+        before = len(self.network.links)
+        self.network.advance(after_s - 0.05)
+        self.assertNoResult(call)
+        self.assertEqual(len(self.network.links), before)
+        with capturedLogs() as events:
+            self.network.advance(0.06)
+        self.assertIsInstance(failure_of(call), PeerUnreachable)
+        lines = [e for e in events if "within" in str(e.get("reason"))]
+        self.assertEqual(len(lines), 1)
+        # That connection is gone, the other is not, and it is made anew.
+        open_now = {link.server.key[1] for link in self.network.open_links()}  # type: ignore[attr-defined]
+        self.assertNotIn(channel, open_now)
+        self.network.advance(1)
+        self.assertEqual(len(self.network.open_links()), 2)
+        self.assertEqual(len(self.network.links), before + 1)
+
+    def test_heartbeat(self) -> None:
+        self.times_out(self.peer.send(Heartbeat(1, 1, 1)), 1.0, "raft")
+
+    def test_votes(self) -> None:
+        self.times_out(self.peer.send(RequestVote(1, 1, 1)), 1.0, "raft")
+
+    def test_append_entries_may_wait_for_the_disk(self) -> None:
+        call = self.peer.send(AppendEntries(1, 1, 1, 1, ()))
+        self.times_out(call, peers.APPEND_TIMEOUT_S, "raft")
+
+    def test_those_with_a_timeout_of_their_own(self) -> None:
+        """The peer is given the time that was asked for, and a little to say so."""
+        self.times_out(self.peer.read_index(700), 0.7 + peers.GRACE_S, "raft")
+        self.times_out(self.peer.forward([b"a"], 700), 0.7 + peers.GRACE_S, "bulk")
+        self.times_out(self.peer.join(ALICE, 700), 0.7 + peers.GRACE_S, "bulk")
+        self.times_out(self.peer.promote(ALICE.id, 700), 0.7 + peers.GRACE_S, "bulk")
+
+    def test_all_calls_of_the_connection_fail_with_it(self) -> None:
+        patient = self.peer.send(AppendEntries(1, 1, 1, 1, ()))
+        late = self.peer.send(Heartbeat(1, 1, 1))
+        elsewhere = self.peer.forward([b"a"], 60_000)
+        self.network.advance(1.0)
+        self.assertIsInstance(failure_of(late), PeerUnreachable)
+        self.assertIsInstance(failure_of(patient), PeerUnreachable)
+        self.assertNoResult(elsewhere)
+        self.assertFalse(self.peer.connected)
+        elsewhere.addErrback(lambda _: None)
+
+    def test_an_error_that_was_expected_costs_no_connection(self) -> None:
+        self.pair.node.answer = lambda: fail(NotLeader("Ask another."))
+        for _ in range(3):
+            asked = self.peer.read_index(100)
+            self.network.flush()
+            self.assertIsInstance(failure_of(asked), NotLeader)
+        self.assertEqual(len(self.network.links), 2)
+        self.assertTrue(self.peer.connected)
+
+    def test_an_error_that_was_not_expected_does(self) -> None:
+        self.pair.node.answer = lambda: fail(ZeroDivisionError())
+        asked = self.peer.send(Heartbeat(1, 1, 1))
+        self.network.flush()
+        self.assertIsInstance(failure_of(asked), PeerUnreachable)
+        self.assertFalse(self.peer.connected)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.network.advance(1)
+        self.assertTrue(self.peer.connected)
+
+
+class ReconnectTests(SynchronousTestCase):
+    """How a connection comes about, again and again."""
+
+    def setUp(self) -> None:
+        self.pair = Pair(connect=False)
+        self.network = self.pair.network
+
+    def gaps(self) -> list[float]:
+        """Seconds between the attempts of one channel."""
+        times = [at for at, _ in self.network.attempts][::2]
+        return [later - at for at, later in itertools.pairwise(times)]
+
+    def test_soon_at_first_then_more_slowly(self) -> None:
+        self.network.listening.clear()
+        self.pair.connect()
+        # Both channels draw from one generator; look at one channel alone.
+        self.pair.peer._bulk.close()
+        self.network.attempts.clear()
+        self.network.advance(12)
+        times = [at for at, _ in self.network.attempts]
+        gaps = [later - at for at, later in itertools.pairwise(times)]
+        self.assertLessEqual(times[0], peers.RETRY_FIRST_S + 0.011)
+        expected = 2 * peers.RETRY_FIRST_S
+        for gap in gaps:
+            self.assertGreater(gap, expected * 0.5 - 0.011)
+            self.assertLess(gap, expected + 0.011)
+            expected = min(2 * expected, peers.RETRY_MAX_S)
+        self.assertGreater(len(gaps), 10)
+        self.assertGreater(len({round(gap, 3) for gap in gaps[-5:]}), 1)
+
+    def test_a_good_connection_that_is_lost_is_made_again_at_once(self) -> None:
+        self.pair.connect()
+        self.network.advance(20)
+        for link in self.network.open_links():
+            link.server.drop("restart")  # type: ignore[attr-defined]
+        self.network.flush()
+        self.assertFalse(self.pair.peer.connected)
+        self.network.advance(peers.RETRY_FIRST_S + 0.01)
+        self.assertTrue(self.pair.peer.connected)
+
+    def test_a_connection_that_is_lost_at_once_every_time_is_not(self) -> None:
+        self.pair.connect()
+        for _ in range(100):
+            for link in self.network.open_links():
+                link.server.drop("no")  # type: ignore[attr-defined]
+            self.network.advance(0.1)
+        # Two channels, about twelve retries each in ten seconds.
+        self.assertLess(len(self.network.attempts), 50)
+
+    def test_an_attempt_that_hangs_is_given_up(self) -> None:
+        self.network.silent.add(BOB.name)
+        with capturedLogs() as events:
+            self.pair.connect()
+            self.network.advance(peers.CONNECT_TIMEOUT_S)
+        self.assertIn("bob:4002 does not answer.", [e.get("reason") for e in events])
+        self.network.silent.clear()
+        self.network.advance(0.2)
+        self.assertTrue(self.pair.peer.connected)
+
+    def test_a_hello_that_hangs_is_given_up(self) -> None:
+        self.network.listening[BOB.name] = Factory.forProtocol(Protocol)
+        self.pair.connect()
+        self.network.advance(peers.HELLO_TIMEOUT_S - 0.1)
+        self.assertEqual(len(self.network.links), 2)
+        self.assertFalse(self.pair.peer.connected)
+        self.network.listening[BOB.name] = self.pair.factory
+        self.network.advance(0.5)
+        self.assertTrue(self.pair.peer.connected)
+
+    def test_an_endpoint_that_cannot_be_made(self) -> None:
+        def endpoint_for(name: str) -> IStreamClientEndpoint:
+            raise ValueError("not a name")
+
+        self.pair.transport.endpoint_for = endpoint_for
+        with capturedLogs() as events:
+            self.pair.connect()
+            self.network.advance(1)
+        self.assertEqual(len(events), 1)
+        self.assertIn("not a name", events[0]["reason"])
+
+    def test_a_foreign_program(self) -> None:
+        """It is told apart, and logged once, however often it is tried."""
+
+        class Web(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                assert self.transport is not None
+                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        self.network.listening[BOB.name] = Factory.forProtocol(Web)
+        with capturedLogs() as events:
+            self.pair.connect()
+            self.network.advance(5)
+        self.assertEqual([e["reason"] for e in events], ["it does not speak AMP"])
+
+    def refused_for(self, seconds: float) -> list[dict[str, Any]]:
+        with capturedLogs() as events:
+            self.pair.connect()
+            self.network.advance(seconds)
+        self.assertFalse(self.pair.peer.connected)
+        return [dict(e) for e in events]
+
+    def test_a_refusal_is_told_at_both_ends_once(self) -> None:
+        self.pair.bob.cluster_id = 0xBAD
+        events = self.refused_for(10)
+        self.assertIn("belongs to cluster 0000000000000bad", self.pair.peer.refusal)
+        self.assertEqual(
+            sorted(e["log_format"] for e in events),
+            ["No connection to {name}: {reason}", "Refused a connection of {name}: {reason}"],
+        )
+        self.assertEqual({e["reason"] for e in events}, {self.pair.peer.refusal})
+        # It is tried again at a pace that a person can follow.
+        self.assertGreater(min(self.gaps()), peers.RETRY_REFUSED_S / 2 - 0.02)
+        # Another reason is told again.
+        self.pair.bob.cluster_id, self.pair.bob.member = CLUSTER, Member(0x999, BOB.name)
+        with capturedLogs() as more:
+            self.network.advance(5)
+        self.assertEqual(len(more), 2)
+        self.assertIn("was lost or replaced", self.pair.peer.refusal)
+        # And then all is well.
+        self.pair.bob.member = BOB
+        self.network.advance(5)
+        self.assertTrue(self.pair.peer.connected)
+        self.assertEqual(self.pair.peer.refusal, "")
+
+    def test_38_a_wiped_node_under_its_old_name_is_refused(self) -> None:
+        self.pair.bob.member = Member(0x999, BOB.name)
+        self.refused_for(3)
+        error = failure_of(self.pair.peer.send(Heartbeat(1, 1, 1)))
+        self.assertIn("the directory of bob:4002 was lost or replaced", str(error))
+
+    def test_a_node_that_is_not_ready_is_tried_again_soon(self) -> None:
+        self.pair.factory.rpc = None
+        self.refused_for(2)
+        self.assertLess(max(self.gaps()), peers.RETRY_MAX_S + 0.02)
+        self.pair.factory.rpc = self.pair.node
+        self.network.advance(1.1)
+        self.assertTrue(self.pair.peer.connected)
+
+    def test_an_impostor_is_found_out_by_the_caller(self) -> None:
+        """Bob's own checks are not all that stands between Alice and a stranger."""
+        stranger = Pair(connect=False)
+        stranger.bob.member = Member(0x666, BOB.name)
+        self.network.listening[BOB.name] = stranger.factory
+        self.pair.alice.cluster_id = CLUSTER
+        original = stranger.factory.greet
+        stranger.factory.greet = lambda server, hello: original(  # type: ignore[method-assign]
+            server, _meant_for(hello, 0x666)
+        )
+        self.refused_for(1)
+        self.assertIn("0000000000000666 answers at bob:4002", self.pair.peer.refusal)
+
+    def test_connect_now(self) -> None:
+        """A member that has just connected to us is up: no waiting for the retry."""
+        self.network.listening.clear()
+        self.pair.connect()
+        self.network.advance(5)
+        self.network.listening[BOB.name] = self.pair.factory
+        self.pair.transport.connect_now(BOB.id)
+        self.pair.transport.connect_now(0x123)
+        self.network.flush()
+        self.assertTrue(self.pair.peer.connected)
+        before = len(self.network.attempts)
+        self.pair.transport.connect_now(BOB.id)
+        self.network.advance(3)
+        self.assertEqual(len(self.network.attempts), before)
+
+    def test_close(self) -> None:
+        self.pair.connect()
+        self.pair.node.open_answers()
+        asked = self.pair.peer.send(Heartbeat(1, 1, 1))
+        with capturedLogs() as events:
+            closed = self.pair.peer.close()
+            self.assertIsInstance(failure_of(asked), PeerUnreachable)
+            self.assertNoResult(closed)
+            self.network.flush()
+        self.successResultOf(closed)
+        self.assertEqual(events, [])
+        self.assertFalse(self.pair.peer.connected)
+        self.network.advance(5)
+        self.assertEqual(len(self.network.attempts), 2)
+        self.assertEqual(self.pair.clock.getDelayedCalls(), [])
+
+    def test_close_in_every_other_state(self) -> None:
+        def waiting(pair: Pair) -> None:
+            pair.network.listening.clear()
+
+        def connecting(pair: Pair) -> None:
+            pair.network.silent.add(BOB.name)
+
+        def greeting(pair: Pair) -> None:
+            pair.network.listening[BOB.name] = Factory.forProtocol(Protocol)
+
+        for state in (waiting, connecting, greeting):
+            pair = Pair(connect=False)
+            state(pair)
+            peer = pair.connect()
+            closed = peer.close()
+            pair.network.flush()
+            self.successResultOf(closed)
+            attempts = len(pair.network.attempts)
+            pair.network.advance(5)
+            self.assertEqual(len(pair.network.attempts), attempts, state)
+            self.assertEqual(pair.clock.getDelayedCalls(), [], state)
+
+    def test_peers_need_an_identity(self) -> None:
+        self.pair.alice.cluster_id = 0
+        self.assertRaises(ValueError, self.pair.transport.peer, BOB)
+
+    def test_it_is_a_peer(self) -> None:
+        self.assertTrue(IPeer.providedBy(self.pair.connect()))
+
+    def test_sentences(self) -> None:
+        for error, words in (
+            (DNSLookupError(), "the host of bob:4002 is not known"),
+            (OSError(113, "No route to host"), "No route to host"),
+        ):
+            self.assertIn(words, explain_connect_failure(error, BOB.name))
+
+
+def _meant_for(hello: Any, member_id: int) -> Any:
+    return msgspec.structs.replace(hello, to_member_id=member_id)
+
+
+class JoinTests(SynchronousTestCase):
+    """A node that is not a member yet."""
+
+    carol = Member(0xCA401, "carol:4003")
+
+    def setUp(self) -> None:
+        self.pair = Pair(connect=False)
+        self.network, self.node = self.pair.network, self.pair.node
+
+    def join(self, cluster_id: int = 0, timeout_s: float = 10.0) -> Deferred[JoinAnswer]:
+        joining = request_join(
+            reactor_time(self.network.clock),
+            self.network.endpoint(BOB.name),
+            BOB.name,
+            self.carol,
+            cluster_id,
+            timeout_s,
+        )
+        self.network.flush()
+        return joining
+
+    def assert_fails(
+        self, joining: Deferred[JoinAnswer], kind: type[RaftdError], *words: str
+    ) -> None:
+        error = failure_of(joining)
+        self.assertIs(type(error), kind)
+        for word in words:
+            self.assertIn(word, str(error))
+        # Nothing is left behind.
+        self.network.flush()
+        self.assertEqual(self.network.open_links(), [])
+        self.network.advance(boxes.BOX_TIMEOUT_S, 1.0)
+        self.assertEqual(self.network.clock.getDelayedCalls(), [])
+
+    def test_joined(self) -> None:
+        for cluster_id in (0, CLUSTER):
+            answers = self.node.open_answers()
+            joining = self.join(cluster_id)
+            self.assertNoResult(joining)
+            answers[0].callback(CONFIGURATION)
+            self.network.flush()
+            self.assertEqual(
+                self.successResultOf(joining), JoinAnswer(CLUSTER, CONFIGURATION, BOB)
+            )
+            self.assertEqual(self.network.open_links(), [])
+            self.network.advance(boxes.BOX_TIMEOUT_S, 1.0)
+            self.assertEqual(self.network.clock.getDelayedCalls(), [])
+        self.assertEqual(self.node.asked, [("join", self.carol, 10_000, False)] * 2)
+
+    def test_nothing_is_listening(self) -> None:
+        self.network.listening.clear()
+        self.assert_fails(self.join(), JoinFailed, "nothing is listening at bob:4002")
+
+    def test_silence(self) -> None:
+        self.network.silent.add(BOB.name)
+        joining = self.join()
+        self.network.advance(join.FIRST_ANSWER_TIMEOUT_S + 0.02)
+        self.assert_fails(joining, JoinFailed, "bob:4002 does not answer")
+
+    def test_not_a_raftd_node(self) -> None:
+        class Web(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                assert self.transport is not None
+                self.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        class Hangup(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                assert self.transport is not None
+                self.transport.loseConnection()
+
+        for protocol in (Web, Hangup, Protocol):
+            self.network.listening[BOB.name] = Factory.forProtocol(protocol)
+            joining = self.join()
+            self.network.advance(join.FIRST_ANSWER_TIMEOUT_S + 0.02)
+            self.assert_fails(joining, JoinFailed, "bob:4002", "as a raftd node does")
+
+    def test_another_cluster(self) -> None:
+        self.assert_fails(self.join(0xBAD), WrongCluster, "cluster")
+
+    def test_not_ready(self) -> None:
+        self.pair.factory.rpc = None
+        self.assert_fails(self.join(), NotReady, "does not belong to a cluster yet")
+
+    def test_what_the_node_says(self) -> None:
+        for kind in (NameTaken, NoLeader):
+            self.node.answer = lambda kind=kind: fail(kind("A sentence."))  # type: ignore[misc]
+            self.assert_fails(self.join(), kind, "A sentence.")
+
+    def test_no_answer_in_time(self) -> None:
+        self.node.open_answers()
+        joining = self.join(timeout_s=3)
+        self.network.advance(3 + peers.GRACE_S - 0.1)
+        self.assertNoResult(joining)
+        self.network.advance(0.2)
+        self.assert_fails(joining, JoinFailed, "3 s")
+
+    def test_lost_on_the_way(self) -> None:
+        self.node.open_answers()
+        joining = self.join()
+        self.pair.factory.close()
+        self.network.flush()
+        self.assert_fails(joining, JoinFailed, "bob:4002", "tried again")
+
+
+class LoopbackTests(TestCase):
+    """The same over TCP."""
+
+    async def test_over_tcp(self) -> None:
+        node = RecordingNode()
+        node.oblige()
+        factory = PeerServerFactory(reactor, LocalIdentity(BOB, CLUSTER), node)
+        endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+        port = await endpoint.listen(factory)
+        self.addCleanup(port.stopListening)
+
+        def endpoint_for(name: str) -> IStreamClientEndpoint:
+            return TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+
+        connected: Deferred[None] = Deferred()
+        transport = PeerTransport(
+            reactor, LocalIdentity(ALICE, CLUSTER), endpoint_for, Random(1), 1000
+        )
+        peer = transport.peer(BOB)
+        assert isinstance(peer, Peer)
+        original = peer._raft_connected
+
+        def note() -> None:
+            original()
+            connected.callback(None)
+
+        peer._raft._connected = note
+        connected.addTimeout(10, reactor)
+        await connected
+
+        for end in (peer._raft.connection, factory._members[ALICE.id, "raft"]):
+            assert end is not None
+            assert end.transport is not None
+            handle = end.transport.getHandle()  # type: ignore[attr-defined]
+            for level, option in (
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            ):
+                self.assertNotEqual(handle.getsockopt(level, option), 0)
+
+        message = AppendEntries(5, 10, 4, 9, entries(12, 131_072))
+        answers = [peer.send(message) for _ in range(3)]
+        answers.append(peer.send(Heartbeat(1, 1, 1)))
+        for answer in answers[:3]:
+            self.assertEqual(await answer, AppendEntriesResponse(1, True, 1))
+        self.assertEqual(await answers[3], HeartbeatResponse(1, 1))
+        self.assertEqual([asked[2] for asked in node.asked[:3]], [message] * 3)  # type: ignore[index]
+
+        lost = [s.disconnected for s in factory._members.values()]
+        await peer.close()
+        for gone in lost:
+            await gone
