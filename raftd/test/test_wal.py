@@ -1,0 +1,757 @@
+"""The write-ahead log: what it promises while nothing goes wrong, and its bounds."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import re
+import threading
+from typing import Any
+
+import msgspec
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.modules import getModule
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from raftd.core.messages import Entry, HardState
+from raftd.errors import DirectoryDamaged, Fatal, InvariantViolated, StorageFailed
+from raftd.interfaces import ILogStorage
+from raftd.storage import frames, segments, wal
+from raftd.storage.files import Files
+from raftd.storage.frames import SECTOR, STAMP
+from raftd.storage.segments import (
+    SegmentHeader,
+    decode_segment_header,
+    encode_segment_header,
+)
+from raftd.storage.wal import Wal
+from raftd.test.logrig import (
+    MEMBER,
+    PATH,
+    SALT,
+    ManualReactor,
+    Rig,
+    create_rig,
+    entries,
+    entry,
+    new_disk,
+    open_rig,
+    recovered,
+)
+from raftd.test.simdisk import Operation
+
+SEED = frames.checksum_seed(int.from_bytes(SALT, "little"))
+
+
+class FrameTests(SynchronousTestCase):
+    def test_round_trip(self) -> None:
+        """Payloads of every length around the sector boundaries, and of large ones."""
+        choice = random.Random(1)
+        lengths = [*range(1100), *choice.sample(range(1100, 300_000), 20)]
+        # From 512 sectors on, stamps lie among the moved bytes.
+        lengths += [511 * n - 24 + d for n in (511, 512, 513, 1025) for d in (-1, 0, 1)]
+        for length in lengths:
+            for payload in (choice.randbytes(length), bytes(length)):
+                frame = bytes(frames.encode_frame(9, payload, SEED))
+                self.assertEqual(len(frame), frames.extent_of(length))
+                self.assertEqual(set(frame[SECTOR - 1 :: SECTOR]), {STAMP})
+                header = frames.decode_header(frame, 0, SEED)
+                assert header is not None
+                self.assertEqual(header[:2], (9, length))
+                self.assertEqual(frames.decode_payload(frame, 0, header, SEED), payload)
+
+    def test_limits(self) -> None:
+        self.assertEqual(frames.extent_of(511 - 24), SECTOR)
+        self.assertEqual(frames.extent_of(511 - 23), 2 * SECTOR)
+        for space in range(SECTOR, 20 * SECTOR, SECTOR):
+            self.assertEqual(frames.extent_of(frames.payload_limit(space)), space)
+            self.assertEqual(frames.extent_of(frames.payload_limit(space) + 1), space + SECTOR)
+        self.assertEqual(frames.payload_limit(1 << 30), frames.FRAME_PAYLOAD_LIMIT)
+
+    def test_46_torn_tail_is_never_damage(self) -> None:
+        """All combinations of the sectors of a frame, and all beginnings of it, are torn."""
+        frame = bytes(frames.encode_frame(5, bytes(range(256)) * 14 + bytes(700), SEED))
+        sectors = [frame[i : i + SECTOR] for i in range(0, len(frame), SECTOR)]
+        self.assertEqual(len(sectors), 9)
+        for kept in itertools.product((False, True), repeat=len(sectors)):
+            left = b"".join(
+                s if k else bytes(SECTOR) for s, k in zip(sectors, kept, strict=True)
+            )
+            if all(kept):
+                continue
+            extent = frames.torn_extent(left + bytes(4096), 0, 5, SEED)
+            self.assertEqual(extent, len(left.rstrip(b"\0")) and self._last(kept) * SECTOR)
+        for length in range(len(frame)):
+            left = frame[:length].ljust(len(frame) + 4096, b"\0")
+            self.assertLessEqual(frames.torn_extent(left, 0, 5, SEED), len(frame))
+
+    def _last(self, kept: tuple[bool, ...]) -> int:
+        return max(i for i, k in enumerate(kept, 1) if k)
+
+    def test_46_a_forged_frame(self) -> None:
+        """
+        What a client stores is never taken for a frame: another log's frames,
+        at sector boundaries of a torn one.
+        """
+        other = frames.checksum_seed(1234)
+        forged = bytes(frames.encode_frame(6, b"forged", other))
+        for missing in (0, 1, 2):
+            frame = bytearray(frames.encode_frame(5, bytes(SECTOR - 24) + forged * 4, SEED))
+            frame[missing * SECTOR : (missing + 1) * SECTOR] = bytes(SECTOR)
+            # Only the last bytes of each sector are not the client's.
+            self.assertGreater(bytes(frame).count(forged[:24]), 2)
+            self.assertGreater(frames.torn_extent(bytes(frame), 0, 5, SEED), 0)
+
+    def test_46_a_later_frame_shows_damage(self) -> None:
+        """The first sector of a frame is lost, and the next frame is there."""
+        lost = bytearray(frames.encode_frame(5, bytes(1000), SEED))
+        lost[:SECTOR] = bytes(SECTOR)
+        for lost_frame in (bytes(lost), bytes(len(lost))):
+            data = lost_frame + bytes(frames.encode_frame(6, b"next", SEED)) + bytes(2048)
+            with self.assertRaises(frames.Damage) as caught:
+                frames.torn_extent(data, 0, 5, SEED)
+            self.assertEqual(caught.exception.offset, 0)
+            self.assertIn("another follows at offset 1536", str(caught.exception))
+
+
+class SegmentHeaderTests(SynchronousTestCase):
+    def test_round_trip(self) -> None:
+        header = SegmentHeader(4096, 7, MEMBER, 99)
+        data = encode_segment_header(header)
+        self.assertEqual(len(data), SECTOR)
+        self.assertEqual(decode_segment_header(data, "f"), header)
+
+    def test_flipped_bits(self) -> None:
+        data = encode_segment_header(SegmentHeader(4096, 7, MEMBER, 99))
+        for position in range(8 * SECTOR):
+            flipped = bytearray(data)
+            flipped[position // 8] ^= 1 << position % 8
+            with self.assertRaises(DirectoryDamaged):
+                decode_segment_header(bytes(flipped), "f")
+
+    def test_version_of_the_future(self) -> None:
+        """It has its own sentence, and is not called damaged."""
+        self.patch(segments, "FORMAT_VERSION", 2)
+        data = encode_segment_header(SegmentHeader(4096, 7, MEMBER, 99))
+        self.patch(segments, "FORMAT_VERSION", 1)
+        with self.assertRaises(DirectoryDamaged) as caught:
+            decode_segment_header(data, "/data/log/7")
+        self.assertTrue(
+            str(caught.exception).startswith("/data/log/7 has log format version 2, and this"),
+            str(caught.exception),
+        )
+
+
+class WalTests(SynchronousTestCase):
+    def test_interface(self) -> None:
+        self.assertTrue(verifyObject(ILogStorage, create_rig().wal))
+
+    def test_new_log(self) -> None:
+        """Durable at once, and there is nothing else."""
+        rig = create_rig(None, HardState(1, MEMBER), entries(1, 2))
+        self.assertEqual(rig.wal.hard_state, HardState(1, MEMBER))
+        self.assertEqual(list(rig.wal.entries), entries(1, 2))
+        left = rig.disk.power_failure()
+        self.assertEqual(list(left.contents()), [f"{PATH}/00000000000000000001.segment"])
+        self.assertEqual(recovered(left), (HardState(1, MEMBER), entries(1, 2)))
+
+    def test_never_created_over_another(self) -> None:
+        rig = create_rig(None, HardState(1, MEMBER))
+        self.assertRaises(InvariantViolated, create_rig, rig.disk)
+        self.assertEqual(recovered(rig.disk), (HardState(1, MEMBER), []))
+
+    def test_empty_and_missing(self) -> None:
+        """A node without its log does not start with an empty one."""
+        disk = new_disk()
+        self.assertRaises(StorageFailed, recovered, disk)
+        disk.make_directory(PATH)
+        with self.assertRaises(DirectoryDamaged) as caught:
+            recovered(disk)
+        self.assertIn("00000000000000000001.segment is missing", str(caught.exception))
+
+    def test_of_another_member(self) -> None:
+        rig = create_rig()
+        with self.assertRaises(DirectoryDamaged) as caught:
+            Wal.open(PATH, 42, reactor=ManualReactor(), files=rig.disk)
+        self.assertIn("it belongs to member 1122334455667788", str(caught.exception))
+
+    def test_of_another_log(self) -> None:
+        """A segment copied from elsewhere, even of the same member."""
+        rig = self.long_log()
+        path = f"{PATH}/00000000000000000002.segment"
+        stranger = encode_segment_header(SegmentHeader(4096, 2, MEMBER, 4321))
+        rig.disk.inode(path).write(stranger, 0)
+        with self.assertRaises(DirectoryDamaged) as caught:
+            recovered(rig.disk)
+        self.assertIn(
+            f"{path} is damaged at offset 0: it belongs to ano", str(caught.exception)
+        )
+
+    def long_log(self) -> Rig:
+        rig = create_rig().start()
+        for i in range(1, 12):
+            rig.write(HardState(i, 0), [entry(i, i, b"x" * 700)])
+            rig.run()
+        return rig
+
+    def test_too_many_empty_segments(self) -> None:
+        """A crash leaves at most two; what else was in them is gone."""
+        rig = self.long_log()
+        names = [n for n in sorted(rig.disk.contents()) if n.endswith(".segment")]
+        self.assertEqual(len(names), 5)
+        for name in names[2:]:
+            rig.disk.inode(name).write(bytes(4096 - SECTOR), SECTOR)
+        with self.assertRaises(DirectoryDamaged) as caught:
+            recovered(rig.disk)
+        self.assertIn(
+            f"{names[3]} is damaged at offset 512: it is empty", str(caught.exception)
+        )
+        rig.disk.remove(names[4])
+        self.assertEqual(recovered(rig.disk)[0], HardState(6, 0))
+
+    def test_frames_that_do_not_follow(self) -> None:
+        """Whole frames whose records contradict what is before them are refused."""
+        for records, reason in (
+            ([(None, entries(4, 5))], "entry 4 does not follow entry 2"),
+            ([(None, [entry(3, 2), entry(5, 2)])], "entry 5 stands where 4 belongs"),
+            ([(None, [entry(3, 3), entry(4, 2)])], "entry 4 has term 2, the one before it 3"),
+            ([(None, [entry(3, 0)])], "entry 3 has term 0, the one before it 1"),
+            ([(HardState(1, 0), [])], "the term goes down from 2 to 1"),
+            ([(HardState(2, 6), [])], "the vote of term 2 changes"),
+            ([(HardState(2, 0), [])], "the vote of term 2 changes"),
+            ([1], "do not decode"),
+        ):
+            rig = create_rig(None, HardState(2, 5), entries(1, 2))
+            frame = frames.encode_frame(2, msgspec.msgpack.encode(records), SEED)
+            path = f"{PATH}/00000000000000000001.segment"
+            rig.disk.inode(path).write(bytes(frame), 2 * SECTOR)
+            with self.assertRaises(DirectoryDamaged) as caught:
+                recovered(rig.disk)
+            self.assertIn(f"{path} is damaged at offset 1024", str(caught.exception))
+            self.assertIn(reason, str(caught.exception))
+
+    def test_files_of_others_are_left_alone(self) -> None:
+        rig = self.long_log()
+        state = recovered(rig.disk)
+        rig.disk.close(rig.disk.create(f"{PATH}/notes.txt"))
+        rig.disk.close(rig.disk.create(f"{PATH}/00000000000000000009.tmp"))
+        self.assertEqual(recovered(rig.disk), state)
+        self.assertIn(f"{PATH}/notes.txt", rig.disk.contents())
+        self.assertNotIn(f"{PATH}/00000000000000000009.tmp", rig.disk.contents())
+
+    def test_22_replay_equals_what_was_live(self) -> None:
+        """Random writes, truncations and merged flushes; reopened at random."""
+        for seed in range(30):
+            choice = random.Random(seed)
+            rig = create_rig().start()
+            log: list[Entry] = []
+            hard_state = HardState()
+            for _ in range(40):
+                term = hard_state.term + choice.randrange(2)
+                first = choice.randrange(max(1, len(log) - 4), len(log) + 2)
+                del log[first - 1 :]
+                new = entries(
+                    first, first + choice.randrange(4), term, choice.randrange(1, 300)
+                )
+                log += new
+                changed = term != hard_state.term
+                hard_state = HardState(term, 1) if changed else hard_state
+                rig.write(hard_state if changed else None, new)
+                if choice.random() < 0.5:
+                    rig.run_log()
+                if choice.random() < 0.2:
+                    rig.run()
+                    self.assertEqual(rig.acknowledged, rig.number)
+                    disk = rig.disk.power_failure()
+                    self.assertEqual(recovered(disk), (hard_state, log))
+                    rig = open_rig(disk).start()
+            rig.run()
+            self.assertEqual(recovered(rig.disk.power_failure()), (hard_state, log))
+
+
+class GroupCommitTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = create_rig(segment_bytes=1 << 16).start()
+        self.rig.run()
+        self.operations: list[Operation] = []
+        self.rig.disk.before = self.operations.append
+
+    def names(self) -> list[str]:
+        return [operation.name for operation in self.operations]
+
+    def test_nothing_happens_in_write(self) -> None:
+        self.rig.write(None, entries(1, 3))
+        self.assertEqual(self.operations, [])
+        self.assertEqual(self.rig.persisted, [])
+
+    def test_one_frame_for_all_that_waits(self) -> None:
+        """Ten writes, one write and one flush of the disk, one call."""
+        for i in range(1, 11):
+            self.rig.write(HardState(i, 0), [entry(i, i)])
+        self.rig.run()
+        self.assertEqual(self.names(), ["write", "flush"])
+        self.assertEqual(self.rig.persisted, [10])
+        self.assertEqual(recovered(self.rig.disk)[0], HardState(10, 0))
+
+    def test_truncation_deeper_than_what_waits(self) -> None:
+        """
+        Durable are 1 to 5; 6 and 7 wait when a write cuts off from 3 on: the
+        one frame that holds all of them recovers to what was last said.
+        """
+        self.rig.write(None, entries(1, 5))
+        self.rig.run()
+        self.rig.write(None, entries(6, 7))
+        self.rig.write(HardState(2, 0), entries(3, 4, term=2))
+        self.rig.write(None, entries(4, 4, term=3))
+        self.rig.run()
+        self.assertEqual(self.names(), ["write", "flush"] * 2)
+        self.assertEqual(self.rig.persisted, [1, 4])
+        log = entries(1, 2) + entries(3, 3, term=2) + entries(4, 4, term=3)
+        self.assertEqual(recovered(self.rig.disk), (HardState(2, 0), log))
+
+    def test_50_persisted_only_after_the_flush(self) -> None:
+        """At each operation, what was reported is durable already."""
+        rig = self.rig
+
+        def judge(operation: Operation) -> None:
+            rig.reactor.run()
+            state = recovered(rig.disk.power_failure())
+            self.assertEqual(len(state[1]), rig.acknowledged)
+
+        rig.disk.before = judge
+        for i in range(1, 6):
+            rig.write(None, [entry(i)])
+            rig.run_log()
+        self.assertEqual(rig.persisted, [1, 2, 3, 4, 5])
+
+    def test_write_while_flushing(self) -> None:
+        """What comes during a flush goes into the next."""
+
+        def judge(operation: Operation) -> None:
+            self.operations.append(operation)
+            if operation.name == "flush" and self.rig.number < 4:
+                self.rig.write(None, [entry(self.rig.number + 1)])
+
+        self.rig.disk.before = judge
+        self.rig.write(None, [entry(1)])
+        self.rig.run()
+        self.assertEqual(self.rig.persisted, [1, 2, 3, 4])
+        self.assertEqual(self.names(), ["write", "flush"] * 4)
+
+    def test_bound_on_one_frame(self) -> None:
+        """More than fits one frame becomes several, each reported when it is durable."""
+        for i in range(1, 9):
+            self.rig.write(None, [entry(i, data=bytes(20_000))])
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [3, 6, 8])
+        writes = [o for o in self.operations if o.name == "write" and any(o.data[:4])]
+        self.assertLessEqual(max(len(o.data) for o in writes), (1 << 16) - SECTOR)
+        self.assertEqual(len(recovered(self.rig.disk)[1]), 8)
+
+    def test_one_write_of_several_frames(self) -> None:
+        """It is reported once, after the last of them; a crash between leaves a part of it."""
+        seen = set()
+        state = HardState(1, 0), entries(1, 100, size=2000)
+
+        def judge(operation: Operation) -> None:
+            self.rig.reactor.run()
+            self.assertEqual(self.rig.persisted, [])
+            seen.add(len(recovered(self.rig.disk.power_failure())[1]))
+
+        self.rig.disk.before = judge
+        self.rig.write(*state)
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [1])
+        self.assertGreater(len(seen), 3)
+        self.assertEqual(recovered(self.rig.disk.power_failure()), state)
+
+    def test_entry_that_fits_no_frame(self) -> None:
+        """Refused to its caller; the log goes on."""
+        with self.assertRaises(InvariantViolated) as caught:
+            self.rig.write(None, [*entries(1, 2), entry(3, data=bytes(1 << 16))])
+        self.assertIn("entry 3 takes", str(caught.exception))
+        self.rig.number = 0
+        self.rig.write(None, entries(1, 2))
+        self.rig.run()
+        self.assertEqual(recovered(self.rig.disk)[1], entries(1, 2))
+
+    def test_largest_write_that_fits(self) -> None:
+        """At each size around the largest, it fits or it is refused; never half of it."""
+        fitted = refused = 0
+        limit = self.rig.wal._payload_limit
+        for size in range(limit - 60, limit):
+            rig = create_rig(segment_bytes=1 << 16).start()
+            try:
+                rig.write(HardState(2**63, 2**64 - 1), [entry(1, data=bytes(size))])
+            except InvariantViolated:
+                refused += 1
+            else:
+                rig.run()
+                self.assertEqual(rig.persisted, [1], rig.failures)
+                fitted += 1
+        self.assertGreater(min(fitted, refused), 10)
+
+    def test_bound_on_the_queue(self) -> None:
+        self.patch(wal, "MAX_QUEUED_BYTES", 1000)
+        self.rig.write(None, [entry(1, data=bytes(800))])
+        self.assertGreater(self.rig.wal.queued_bytes, 800)
+        self.assertRaises(InvariantViolated, self.rig.write, None, [entry(2, data=bytes(800))])
+        self.rig.number = 1
+        self.rig.run()
+        self.assertEqual(self.rig.wal.queued_bytes, 0)
+        self.rig.write(None, [entry(2, data=bytes(800))])
+        self.rig.run()
+        self.assertEqual(self.rig.persisted, [1, 2])
+
+    def test_defects_of_the_caller(self) -> None:
+        """They raise at once, and leave no trace."""
+        write = self.rig.wal.write
+        write(1, HardState(2, 5), entries(1, 4, term=2))
+        for number, hard_state, new in (
+            (1, None, []),
+            (3, None, []),
+            (2, HardState(1, 0), []),
+            (2, HardState(2, 6), []),
+            (2, None, entries(6, 6, term=2)),
+            (2, None, entries(0, 1, term=2)),
+            (2, None, [entry(5, 2), entry(7, 2)]),
+            (2, None, [entry(5, 1)]),
+            (2, None, [entry(5, 3), entry(6, 2)]),
+        ):
+            self.assertRaises(InvariantViolated, write, number, hard_state, new)
+        write(2, None, [entry(3, 2), entry(4, 3)])
+        self.assertRaises(InvariantViolated, write, 3, None, [entry(5, 2)])
+        write(3, None, [entry(4, 2)])
+        self.rig.run()
+        state = HardState(2, 5), [*entries(1, 2, term=2), entry(3, 2), entry(4, 2)]
+        self.assertEqual(recovered(self.rig.disk), state)
+
+
+class PreparationTests(SynchronousTestCase):
+    """The next segment is made off the hot path."""
+
+    def setUp(self) -> None:
+        self.rig = create_rig().start()
+        self.operations: list[Operation] = []
+
+    def fill(self) -> None:
+        """Three writes that take a segment each second time or so."""
+        for _ in range(3):
+            number = self.rig.number + 1
+            self.rig.write(None, [entry(number, data=b"x" * 1100)])
+            self.rig.run_log()
+
+    def test_ready_ahead_of_need(self) -> None:
+        """A flush that begins a segment only writes and flushes."""
+        self.rig.run_preparer()
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+        self.rig.disk.before = self.operations.append
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2, 3])
+        self.assertEqual([o.name for o in self.operations], ["write", "flush"] * 3)
+        self.assertEqual(len({o.path for o in self.operations}), 2)
+        # And then the one after it is made.
+        self.rig.run_preparer()
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+
+    def test_made_when_it_is_not_ready(self) -> None:
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2, 3])
+        self.assertEqual(len(recovered(self.rig.disk.power_failure())[1]), 3)
+
+    def test_46_no_more_than_one_ahead(self) -> None:
+        for _ in range(4):
+            self.rig.workers["raftd log segments"].do(self.rig.wal._prepare)
+            self.rig.run_preparer()
+        names = [n for n in self.rig.disk.contents() if n.endswith(".segment")]
+        self.assertEqual(len(names), 2)
+
+    def full(self, operation: Operation) -> None:
+        """A disk on which nothing new finds room."""
+        self.operations.append(operation)
+        if operation.path.endswith(".tmp") and operation.name == "write":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def test_48_full_disk_ahead_of_need(self) -> None:
+        """The log goes on, says why it is in trouble, and recovers when there is room."""
+        self.rig.disk.before = self.full
+        self.rig.run_preparer()
+        self.assertIn("No space left on device", self.rig.wal.trouble)
+        self.assertEqual(self.rig.failures, [])
+        self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
+        self.rig.write(None, [entry(1)])
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [1])
+        self.rig.disk.before = self.operations.append
+        self.rig.run_preparer()
+        self.assertEqual(self.rig.wal.trouble, "")
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+
+    def test_48_full_disk_when_needed(self) -> None:
+        """Then it stops, once and for all, and a restart with room is clean."""
+        self.rig.disk.before = self.full
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        [failure] = self.rig.failures
+        self.assertIsInstance(failure, StorageFailed)
+        self.assertIn("No space left on device", str(failure))
+        self.assertIn("/data/log", str(failure))
+        self.rig.disk.before = lambda operation: None
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        self.assertEqual(len(self.rig.failures), 1)
+        rig = open_rig(self.rig.disk.power_failure()).start()
+        self.assertEqual(len(rig.wal.entries), 2)
+        rig.write(None, [entry(3)])
+        rig.run()
+        self.assertEqual(rig.persisted, [1])
+
+    def test_attempts_on_a_full_disk_are_bounded(self) -> None:
+        """One for each part of a segment, not one for each flush."""
+        rig = create_rig(segment_bytes=1 << 18).start()
+        rig.disk.before = self.full
+        for _ in range(200):
+            rig.write(None, [entry(rig.number + 1)])
+            rig.run()
+        attempts = [o for o in self.operations if o.name == "create"]
+        self.assertGreater(len(attempts), 3)
+        self.assertLess(len(attempts), 12)
+        self.assertEqual(rig.acknowledged, 200)
+
+    def test_47_name_that_may_not_last(self) -> None:
+        """A segment whose name could not be flushed is never used, and the log stops."""
+
+        def fail(operation: Operation) -> None:
+            if operation.name == "flush_directory":
+                raise OSError(errno.EIO, "Input/output error")
+
+        self.rig.disk.before = fail
+        self.rig.run_preparer()
+        self.rig.run_log()
+        [failure] = self.rig.failures
+        self.assertIn("The directory /data/log could not be flushed", str(failure))
+        self.fill()
+        self.assertEqual(self.rig.persisted, [])
+
+    def test_other_length(self) -> None:
+        """Segments of another length are taken over, and new ones have the new length."""
+        self.rig.run()
+        self.rig.write(None, entries(1, 2))
+        self.rig.run()
+        rig = open_rig(self.rig.disk.power_failure(), segment_bytes=8192).start()
+        for i in range(3, 14):
+            rig.write(None, [entry(i, data=b"y" * 900)])
+            rig.run()
+        self.assertEqual(rig.acknowledged, 11, rig.failures)
+        lengths = {len(d) for p, d in rig.disk.contents().items()}
+        self.assertEqual(lengths, {4096, 8192})
+        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 13)
+
+    def test_unfit_length(self) -> None:
+        for length in (0, 512, 1000, 1 << 31):
+            self.assertRaises(ValueError, create_rig, None, segment_bytes=length)
+
+
+class FailureTests(SynchronousTestCase):
+    def test_47_a_failed_flush_is_not_retried(self) -> None:
+        rig = create_rig().start()
+        rig.run()
+        operations: list[str] = []
+
+        def fail(operation: Operation) -> None:
+            operations.append(operation.name)
+            if operation.name == "flush":
+                raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.write(None, entries(2, 2))
+        rig.run()
+        rig.write(None, entries(3, 3))
+        rig.run()
+        self.assertEqual(operations, ["write", "flush"])
+        self.assertEqual(rig.persisted, [])
+        [failure] = rig.failures
+        self.assertIn("00000000000000000001.segment", str(failure))
+        self.assertIn("Input/output error", str(failure))
+        closed = rig.wal.close()
+        rig.run()
+        self.successResultOf(closed)
+        self.assertEqual(operations, ["write", "flush"])
+        self.assertEqual(rig.disk.open_count, 0)
+
+    def test_acknowledgements_on_their_way(self) -> None:
+        """What was durable before the failure may be reported; nothing after it."""
+        rig = create_rig(segment_bytes=1 << 16).start()
+        rig.run()
+
+        written = [b""]
+
+        def fail(operation: Operation) -> None:
+            if operation.name == "write":
+                written[0] = operation.data
+            elif b"bad" in written[0]:
+                raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, [entry(1, data=bytes(40_000))])
+        rig.write(None, [entry(2, data=b"bad" * 14_000)])
+        rig.run()
+        self.assertEqual((rig.persisted, len(rig.failures)), ([1], 1))
+
+    def test_defect_in_a_thread(self) -> None:
+        """Never a thread that died silently."""
+        for name in ("raftd log", "raftd log segments"):
+            rig = create_rig().start()
+
+            def fail(operation: Operation) -> None:
+                raise ZeroDivisionError("a defect")
+
+            rig.disk.before = fail
+            if name == "raftd log":
+                rig.write(None, entries(1, 1))
+            rig.workers[name].run()
+            rig.run_log()
+            [failure] = rig.failures
+            self.assertIsInstance(failure, StorageFailed)
+            self.assertIn("ZeroDivisionError('a defect')", str(failure))
+            rig.disk.before = lambda operation: None
+            rig.write(None, entries(1, 1))
+            rig.run()
+            self.assertEqual(rig.persisted, [])
+
+
+class CloseTests(SynchronousTestCase):
+    def test_flushes_what_is_queued(self) -> None:
+        rig = create_rig().start()
+        rig.write(None, entries(1, 4))
+        closed = rig.wal.close()
+        self.assertNoResult(closed)
+        rig.run()
+        self.successResultOf(closed)
+        self.assertEqual(rig.persisted, [1])
+        self.assertEqual(rig.disk.open_count, 0)
+        self.assertTrue(all(worker.ended for worker in rig.workers.values()))
+        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 4)
+
+    def test_nothing_afterwards(self) -> None:
+        """Not even a segment that was to be prepared: the directory may be another's by now."""
+        rig = create_rig().start()
+        closed = rig.wal.close()
+        rig.run_log()
+        self.successResultOf(closed)
+        before = rig.disk.operations
+        rig.run_preparer()
+        self.assertEqual(rig.disk.operations, before)
+        self.assertRaises(InvariantViolated, rig.write, None, [])
+        self.assertRaises(InvariantViolated, rig.wal.close)
+
+    def test_never_started(self) -> None:
+        rig = create_rig()
+        self.successResultOf(rig.wal.close())
+        self.assertEqual(rig.disk.open_count, 0)
+        self.assertRaises(InvariantViolated, rig.start)
+
+    def test_started_twice(self) -> None:
+        rig = create_rig().start()
+        self.assertRaises(InvariantViolated, rig.start)
+
+    def test_write_before_start(self) -> None:
+        self.assertRaises(InvariantViolated, create_rig().write, None, [])
+
+
+class ThreadTests(TestCase):
+    """With real threads, the real reactor and a real disk."""
+
+    @inlineCallbacks
+    def test_life(self) -> Any:
+        path = os.path.join(self.mktemp(), "log")
+        os.makedirs(os.path.dirname(path))
+        log = Wal.create(
+            path,
+            MEMBER,
+            HardState(1, 0),
+            entries(1, 1),
+            reactor=IReactorFromThreads(reactor),
+            segment_bytes=1 << 16,
+        )
+        done: Deferred[None] = Deferred()
+        seen: list[int] = []
+        main = threading.current_thread()
+
+        def persisted(number: int) -> None:
+            self.assertIs(threading.current_thread(), main)
+            seen.append(number)
+            if number == 300:
+                done.callback(None)
+
+        failures: list[Fatal] = []
+        log.start(persisted, failures.append)
+        for number in range(1, 301):
+            log.write(number, HardState(number, 7), [entry(number + 1, number, b"z" * 1000)])
+        yield done
+        yield log.close()
+        self.assertEqual(failures, [])
+        self.assertEqual(seen, sorted(set(seen)))
+        # Many writes shared a flush, and there were several segments.
+        self.assertLess(len(seen), 150)
+        self.assertGreater(len(os.listdir(path)), 4)
+        again = Wal.open(path, MEMBER, reactor=IReactorFromThreads(reactor))
+        self.assertEqual(again.hard_state, HardState(300, 7))
+        self.assertEqual([e.index for e in again.entries], list(range(1, 302)))
+        yield again.close()
+
+    @inlineCallbacks
+    def test_failure(self) -> Any:
+        class Broken(Files):
+            def flush(self, fd: int) -> None:
+                raise OSError(errno.EIO, "Input/output error")
+
+        path = os.path.join(self.mktemp(), "log")
+        os.makedirs(os.path.dirname(path))
+        files = Files()
+        log = Wal.create(
+            path,
+            MEMBER,
+            HardState(1, 0),
+            [],
+            reactor=IReactorFromThreads(reactor),
+            segment_bytes=1 << 16,
+            files=files,
+        )
+        failed: Deferred[Fatal] = Deferred()
+        log._writer._files = Broken()
+        log.start(lambda number: failed.errback(AssertionError(number)), failed.callback)
+        log.write(1, None, entries(1, 1))
+        failure = yield failed
+        self.assertIsInstance(failure, StorageFailed)
+        self.assertIn("Input/output error", str(failure))
+        yield log.close()
+
+
+class DocumentationTests(SynchronousTestCase):
+    """`docs/log-format.md` shows what the code writes, byte by byte."""
+
+    def test_worked_example(self) -> None:
+        page = getModule("raftd").filePath.parent().sibling("docs").child("log-format.md")
+        if not page.exists():
+            raise SkipTest("raftd is installed without its docs")
+        first = Entry(1, 1, 1, 5, b"\x91\xc4\x02hi")
+        rig = create_rig(None, HardState(1, MEMBER), [first], 3072).start()
+        rig.write(HardState(2, 0), [])
+        last = Entry(3, 2, 1, 8, bytes(463) + b"*" + bytes(136))
+        rig.write(None, [Entry(2, 2, 0, 7, b""), last])
+        rig.run_log()
+        data = rig.disk.contents()[f"{PATH}/00000000000000000001.segment"]
+        line_pattern = r"^([0-9a-f]{8})  ((?:[0-9a-f]{2} ?)+)$"
+        lines = re.findall(line_pattern, page.getContent().decode(), re.M)
+        shown = bytearray()
+        for offset, line in lines:
+            shown.extend(bytes(int(offset, 16) - len(shown)))
+            shown.extend(bytes.fromhex(line))
+        self.assertEqual(bytes(shown).ljust(3072, b"\0"), data)
