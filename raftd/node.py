@@ -262,12 +262,12 @@ class Node:
         self._leader_seen = self._raft.leader_id
         self._router.retry_at = 0.0
         leader = self._leader_member()
-        if leader is None:
-            self._log.info("Term {term}: no leader.", term=self._raft.term)
-        else:
+        if leader is not None:
             self._log.info(
                 "Term {term}: the leader is {name}.", term=self._raft.term, name=leader.name
             )
+        elif self._leader_seen == NOBODY:
+            self._log.info("Term {term}: no leader.", term=self._raft.term)
         self._wake()
 
     def _leader_member(self) -> Member | None:
@@ -507,7 +507,9 @@ class Node:
             uptime_seconds=now - self._started_at,
             members=tuple(
                 self._member_status(member, now)
-                for member in sorted(raft.configuration.members().values())
+                for member in sorted(
+                    raft.configuration.members().values(), key=lambda member: member.name
+                )
             ),
         )
 
