@@ -274,22 +274,28 @@ class HTTPConnection(Protocol):
             self._drop(len(data))
             return
         body_bytes = self._body_bytes
+        end = -1
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as e:
-            self._read_past_upgrade(data[e.args[0] :])
+            end = e.args[0]
         except HttpParserError as e:
             self._unparsable(e)
+        if end >= 0:
+            self._read_past_upgrade(data[end:])
         if self._phase == HEAD or self._phase == BODY:
             self._check_unfinished(len(data), self._body_bytes - body_bytes)
         self._advance()
 
-    def on_url(self, url: bytes) -> None:
-        """The target, or a part of it."""
+    def on_message_begin(self) -> None:
+        """The first byte of a method."""
         if self._phase == IDLE:
             self._phase = HEAD
             self._begun = self._server.tick
-        elif self._phase == BODY:
+
+    def on_url(self, url: bytes) -> None:
+        """The target, or a part of it."""
+        if self._phase == BODY:
             return
         self._target += url
         if len(self._target) > MAX_TARGET_BYTES:
@@ -327,7 +333,7 @@ class HTTPConnection(Protocol):
         self._target = origin_form(self._method, self._target)
         self._keep_alive = parser.should_keep_alive()
         self._persistence = KEEP_ALIVE if version == "1.0" and self._keep_alive else b""
-        if len(special) > 1:
+        if host is None or len(special) > 1:
             self._look_at_special_fields(version)
 
     def _look_at_special_fields(self, version: str) -> None:
