@@ -491,6 +491,8 @@ class RoutingTests(SynchronousTestCase):
             self.assertEqual(error[b"_error_code"], b"UNKNOWN")
             self.assertNotIn(b"secret", error[b"_error_description"])
             self.assertTrue(served.transport.disconnecting)
+            # A producer that is paused would keep the transport open.
+            self.assertIsNone(served.transport.producer)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_an_answer_that_cannot_be_sent_is_unexpected(self) -> None:
