@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from raftd.core.log import Log
-from raftd.core.membership import Configuration
+from raftd.core.membership import Change, Configuration, Promote
 from raftd.core.messages import (
+    NOBODY,
     AppendEntries,
     AppendEntriesResponse,
     Entry,
@@ -23,12 +24,19 @@ from raftd.core.messages import (
     HeartbeatResponse,
     MemberId,
     Request,
+    TimeoutNow,
 )
 from raftd.core.progress import Progress, ProgressState
-from raftd.core.quorum import quorum_value
+from raftd.core.quorum import has_quorum, quorum_value
 from raftd.core.reads import MAX_READS_WAITING, ReadQueue
 from raftd.core.settings import Settings
-from raftd.errors import Overloaded
+from raftd.errors import (
+    ChangeInProgress,
+    ChangeRefused,
+    NotCaughtUp,
+    NotLeader,
+    Overloaded,
+)
 
 #: Entries and bytes of data in one AppendEntries; one entry is always sent whole.
 MAX_ENTRIES_PER_APPEND = 4096
@@ -39,6 +47,9 @@ MAX_BYTES_PER_APPEND = 512 << 10
 MAX_UNCOMMITTED_BYTES = 32 << 20
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
+#: A learner this close to the leader's commit index has caught up: few enough
+#: entries that it is level again within a heartbeat.
+MAX_PROMOTION_LAG_ENTRIES = 1024
 #: How long a new commit index may wait for an AppendEntries to carry it to the
 #: others before a heartbeat does: long enough that under load it costs nothing.
 COMMIT_NOTICE_DELAY_S = 0.001
@@ -73,12 +84,21 @@ class Leadership:
         #: (last index, bytes) of each proposal that is not yet safe.
         self._uncommitted: deque[tuple[int, int]] = deque()
         self._uncommitted_bytes = 0
+        #: Who is to lead next, until when, and whether it has been told.
+        self._successor = NOBODY
+        self._transfer_due = math.inf
+        self._told = False
+        #: A successor was told to campaign, at a time of its own choosing, and
+        #: no follower will make it wait.
+        self._lease_broken = False
         self.reads = ReadQueue()
         #: The other members.
         self.progress: dict[MemberId, Progress] = {}
         self.configure(configuration, now)
         self.heartbeat_due = now
         self._notice_due = math.inf
+        #: Members that need a snapshot, until the driver is told.
+        self.lack_snapshot: list[MemberId] = []
         #: The no-op of this term: nothing earlier may be counted, and no read or
         #: membership change may be answered, before it is committed (paper 5.4.2, 8).
         self.term_start_index = self.append(EntryKind.NOOP, (b"",), now)
@@ -89,8 +109,35 @@ class Leadership:
         others = configuration.members().keys() - {self._member_id}
         for member_id in self.progress.keys() - others:
             del self.progress[member_id]
+        if self._successor not in configuration.voter_ids():
+            self.end_transfer()
         for member_id in sorted(others - self.progress.keys()):
             self.progress[member_id] = Progress(self._log.last_index + 1, now)
+
+    def check_change(
+        self,
+        changes: Sequence[Change],
+        changed: Configuration,
+        commit_index: int,
+        now: float,
+        *,
+        force: bool,
+    ) -> None:
+        """Whether a membership change may be made now; see `Raft.change_membership`."""
+        if commit_index < self.term_start_index:
+            raise ChangeInProgress("The leader has only just been elected. Try again.")
+        for change in changes:
+            progress = None
+            if isinstance(change, Promote):
+                progress = self.progress.get(change.member_id)
+            behind = 0 if progress is None else commit_index - progress.match_index
+            if behind > MAX_PROMOTION_LAG_ENTRIES:
+                raise NotCaughtUp(f"It is {behind} entries behind the leader.")
+        if not force and not self.is_live_quorum(changed, now):
+            raise ChangeRefused(
+                "Of the voters that there would be, too few answer at the moment to decide "
+                "anything."
+            )
 
     # -- appending -----------------------------------------------------------
 
@@ -105,7 +152,14 @@ class Leadership:
         return first
 
     def propose(self, batch: Sequence[bytes], now: float) -> int:
-        """Append commands; `Overloaded` when too much is waiting to be committed."""
+        """
+        Append commands.
+
+        `Overloaded` when too much is waiting to be committed; `NotLeader`
+        while leadership is handed over.
+        """
+        if self._successor != NOBODY:
+            raise NotLeader("The leader is handing over to another one.")
         if self._uncommitted_bytes > MAX_UNCOMMITTED_BYTES:
             raise Overloaded(
                 "The leader has more waiting to be committed than it may hold. Try again."
@@ -129,6 +183,7 @@ class Leadership:
             while progress.next_index <= self._log.last_index and progress.may_send():
                 self._append_entries(member_id, progress, commit_index)
             self._notice(progress, commit_index, now)
+        self._tell_successor()
         if now >= self._notice_due:
             self._notice_due = math.inf
             for member_id, progress in self.progress.items():
@@ -140,7 +195,11 @@ class Leadership:
     ) -> None:
         previous = progress.next_index - 1
         previous_term = self._log.term_at(previous)
-        assert previous_term is not None, "no entry is removed that a member may need"
+        if previous_term is None:
+            # The log has been compacted beyond what it lacks.
+            progress.await_snapshot()
+            self.lack_snapshot.append(member_id)
+            return
         entries = self._log.batch(
             progress.next_index, MAX_ENTRIES_PER_APPEND, MAX_BYTES_PER_APPEND
         )
@@ -190,6 +249,12 @@ class Leadership:
             # The next answered heartbeat lets it go on.
             progress.probe(again, lost=True)
 
+    def snapshot_installed(self, member_id: MemberId, index: int) -> None:
+        """A member holds, durably, everything up to `index`."""
+        progress = self.progress.get(member_id)
+        if progress is not None and index <= self._log.last_index:
+            progress.matched(index)
+
     def commit_candidate(self) -> int:
         """
         The index that a quorum holds durably.
@@ -206,9 +271,12 @@ class Leadership:
         """Send the heartbeats that are due."""
         if now >= self.heartbeat_due:
             self.heartbeat_due = now + self._settings.heartbeat_interval_s
-            self._heartbeats(commit_index)
+            self._heartbeats(commit_index, now)
+        if now >= self._transfer_due:
+            self.end_transfer()
 
-    def _heartbeats(self, commit_index: int) -> None:
+    def _heartbeats(self, commit_index: int, now: float) -> None:
+        self.reads.begin_round(now)
         for member_id, progress in self.progress.items():
             self._heartbeat(member_id, progress, commit_index)
 
@@ -227,6 +295,12 @@ class Leadership:
         progress.round = max(progress.round, min(answer.round, self.reads.round))
         # It can be reached (again): what was lost is sent anew.
         progress.lost = False
+
+    def is_live_quorum(self, configuration: Configuration, now: float) -> bool:
+        """Whether a quorum of `configuration` has answered within an election timeout."""
+        since = now - self._settings.election_timeout_s
+        live = {m for m, p in self.progress.items() if p.last_contact > since}
+        return has_quorum(configuration.majorities(), live | {self._member_id})
 
     def quorum_contact(self, now: float) -> float:
         """The latest time at which a quorum, this node included, had answered."""
@@ -247,22 +321,75 @@ class Leadership:
             raise Overloaded("The leader has too many reads waiting. Try again.")
         self.reads.add(context, max(commit_index, self.term_start_index))
 
-    def advance_reads(self, commit_index: int) -> list[tuple[int, int]]:
+    def advance_reads(self, commit_index: int, now: float) -> list[tuple[int, int]]:
         """Release the reads that a quorum has confirmed; begin a round for the rest."""
         released = self._confirmed()
-        if self.reads.begin_round():
-            self._heartbeats(commit_index)
+        if self.reads.wants_round:
+            self._heartbeats(commit_index, now)
             # With a quorum of one, the round is over as soon as it has begun.
             released += self._confirmed()
         return released
 
     def _confirmed(self) -> list[tuple[int, int]]:
-        if not len(self.reads):
+        if not len(self.reads) and not self._settings.lease_reads:
             return []
         rounds = {m: p.round for m, p in self.progress.items()}
         rounds[self._member_id] = self.reads.round
         return self.reads.confirm(quorum_value(self._majorities, rounds, 0))
 
+    def has_lease(self, commit_index: int, now: float) -> bool:
+        """
+        Whether nobody else can have committed anything yet, by the clock (thesis 6.4.1).
+        """
+        return (
+            self._settings.lease_reads
+            and not self._lease_broken
+            and commit_index >= self.term_start_index
+            and now < self.reads.confirmed_at + self._settings.lease_s
+        )
+
+    # -- handing over (thesis 3.10) ------------------------------------------
+
+    def transfer(self, successor: MemberId, now: float) -> None:
+        """
+        Let `successor` lead: once it has the whole log, it is told to campaign.
+
+        Meanwhile nothing is proposed.  It is given up after an election timeout.
+        """
+        if successor not in self.progress or not any(
+            successor in voters for voters in self._majorities
+        ):
+            raise ChangeRefused("Only another voter can be the next leader.")
+        self._successor, self._told = successor, False
+        self._transfer_due = now + self._settings.election_timeout_s
+
+    def end_transfer(self) -> None:
+        """Go on leading."""
+        self._successor, self._told = NOBODY, False
+        self._transfer_due = math.inf
+
+    @property
+    def successor(self) -> MemberId:
+        """Who is to lead next, or nobody."""
+        return self._successor
+
+    def best_successor(self) -> MemberId:
+        """The voter that has most of the log, of those heard from last; or nobody."""
+        voters = frozenset().union(*self._majorities) & self.progress.keys()
+        return max(
+            sorted(voters),
+            key=lambda m: (self.progress[m].match_index, self.progress[m].last_contact),
+            default=NOBODY,
+        )
+
+    def _tell_successor(self) -> None:
+        progress = self.progress.get(self._successor)
+        if progress is None or self._told:
+            return
+        if progress.match_index == self._log.last_index:
+            self._told = self._lease_broken = True
+            self._send(self._successor, TimeoutNow(self._term))
+
     @property
     def next_deadline(self) -> float:
-        return min(self.heartbeat_due, self._notice_due)
+        return min(self.heartbeat_due, self._notice_due, self._transfer_due)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from raftd.core.messages import Entry
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import InvariantViolated
 
 
@@ -33,10 +34,13 @@ class Log:
         """A log recovered from storage: all `entries` are durable."""
         self.base_index = base_index
         self.base_term = base_term
+        self._base_time_ms = 0
         self._entries = list(entries)
         self.written_index = self.persisted_index = self.last_index
-        #: Writes under way: [number, last index that it makes durable].
+        #: Writes under way: (number, last index that it makes durable).
         self._writes: deque[tuple[int, int]] = deque()
+        #: Storage must be told that the log begins anew behind `base_index`.
+        self._reset = False
 
     @property
     def first_index(self) -> int:
@@ -52,8 +56,8 @@ class Log:
 
     @property
     def last_time_ms(self) -> int:
-        """The leader's time of the last entry; 0 where there is none."""
-        return self._entries[-1].time_ms if self._entries else 0
+        """The leader's time of the last entry that was ever here; 0 where there was none."""
+        return self._entries[-1].time_ms if self._entries else self._base_time_ms
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`; None if the log does not hold it."""
@@ -116,12 +120,67 @@ class Log:
         self.persisted_index = min(self.persisted_index, kept)
         self._writes = deque((number, min(last, kept)) for number, last in self._writes)
 
+    def fit(self, snapshot: SnapshotMetadata) -> None:
+        """
+        Fit a log that was recovered to the snapshot that was recovered with it.
+
+        It begins anew behind the snapshot if it does not lead up to it: a
+        crash came between the snapshot and the log's beginning anew.
+        `InvariantViolated` if there is a gap between them.
+        """
+        index = snapshot.last_included_index
+        if self.base_index > index:
+            raise InvariantViolated(
+                f"the log begins with entry {self.first_index}, and the last snapshot ends "
+                f"with entry {index}: what is between them is missing"
+            )
+        if self.term_at(index) != snapshot.last_included_term:
+            self.reset(snapshot)
+        elif self.base_index == index:
+            self._base_time_ms = snapshot.time_ms
+
+    def compact(self, index: int) -> None:
+        """
+        Drop the entries up to `index`, which must be durable, or do nothing if
+        they are gone: a snapshot holds their effect.
+        """
+        if index <= self.base_index:
+            return
+        if index > self.persisted_index:
+            raise InvariantViolated(f"entry {index} is not durable and cannot be dropped")
+        base = self._entries[index - self.base_index - 1]
+        del self._entries[: index - self.base_index]
+        self.base_index, self.base_term, self._base_time_ms = index, base.term, base.time_ms
+
+    def reset(self, snapshot: SnapshotMetadata) -> None:
+        """
+        Begin anew behind a snapshot that is durable and that the log does not
+        lead up to: nothing of the log remains.
+        """
+        index = snapshot.last_included_index
+        self._entries.clear()
+        self.base_index, self.base_term = index, snapshot.last_included_term
+        self._base_time_ms = snapshot.time_ms
+        self.written_index = self.persisted_index = index
+        self._writes = deque((number, index) for number, _ in self._writes)
+        self._reset = True
+
     # -- durability ----------------------------------------------------------
+
+    @property
+    def is_written(self) -> bool:
+        """Whether storage has been given everything."""
+        return self.written_index == self.last_index and not self._reset
+
+    def base_to_write(self) -> tuple[int, int] | None:
+        """(index, term) behind which storage must begin anew, if it must."""
+        return (self.base_index, self.base_term) if self._reset else None
 
     def begin_write(self, number: int) -> list[Entry]:
         """What storage does not have yet, which it is now given as write `number`."""
         unwritten = self._entries[self.written_index - self.base_index :]
         self.written_index = self.last_index
+        self._reset = False
         self._writes.append((number, self.last_index))
         return unwritten
 

@@ -18,7 +18,10 @@ from collections.abc import Iterable
 import msgspec
 
 from raftd.core.messages import Entry, EntryKind, Member, MemberId
-from raftd.errors import ChangeRefused, NameTaken, ProtocolViolation
+from raftd.errors import ChangeInProgress, ChangeRefused, NameTaken, ProtocolViolation
+
+#: Removed members that a configuration remembers.
+MAX_REMOVED = 256
 
 
 class Configuration(msgspec.Struct, array_like=True, frozen=True):
@@ -27,6 +30,12 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
     voters: tuple[Member, ...] = ()
     outgoing_voters: tuple[Member, ...] = ()
     learners: tuple[Member, ...] = ()
+    #: Ids of members that were removed, the latest last: they are turned away.
+    removed: tuple[MemberId, ...] = ()
+
+    @property
+    def is_joint(self) -> bool:
+        return bool(self.outgoing_voters)
 
     def members(self) -> dict[MemberId, Member]:
         """Every member once, by id."""
@@ -47,40 +56,148 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
     def is_voter(self, member_id: MemberId) -> bool:
         return any(m.id == member_id for m in (*self.voters, *self.outgoing_voters))
 
-    # -- single-server changes (thesis 4.2) ----------------------------------
+    # -- changes -------------------------------------------------------------
 
-    def with_learner(self, member: Member) -> Configuration:
+    def changed(self, changes: Iterable[Change]) -> Configuration:
         """
-        `member` added without a vote.  Unchanged if it is a member already.
+        The configuration to propose so that all of `changes` come about.
 
-        `NameTaken` if another id has its name; `ChangeRefused` if its id has
-        another name.
+        If at most one vote is given or taken it is the final one: any two
+        majorities before and after share a voter (thesis 4.1).  Otherwise it
+        is joint, and `left` gives the final one (thesis 4.3).  Unchanged if
+        `changes` say nothing new.
+
+        `ChangeRefused`, or `NameTaken`, if they cannot be carried out.
         """
-        for other in self.members().values():
+        if self.is_joint:
+            raise ChangeInProgress("Another membership change is under way. Try again.")
+        roster = _Roster(self)
+        for change in changes:
+            change.apply_to(roster)
+        target = roster.configuration()
+        if not target.voters:
+            raise ChangeRefused("A cluster needs a voter.")
+        before, after = self.voter_ids(), target.voter_ids()
+        if len(before ^ after) <= 1:
+            return target
+        return msgspec.structs.replace(target, outgoing_voters=self.voters)
+
+    def left(self) -> Configuration:
+        """What a joint configuration is on the way to."""
+        return msgspec.structs.replace(self, outgoing_voters=())
+
+
+class _Roster:
+    """A configuration while changes are made to it."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.voters = {m.id: m for m in configuration.voters}
+        self.learners = {m.id: m for m in configuration.learners}
+        self._removed = list(configuration.removed)
+
+    def add(self, member: Member) -> None:
+        known = self.find(member.id)
+        if known is not None and known.name != member.name:
+            raise ChangeRefused(f"Member {member.id:016x} has the name {known.name}.")
+        self.check_name(member)
+        if member.id in self._removed:
+            raise ChangeRefused(
+                f"Member {member.id:016x} was removed from this cluster. Empty its "
+                "directory and let it join as a new member."
+            )
+        if known is None:
+            self.learners[member.id] = member
+
+    def check_name(self, member: Member) -> None:
+        for other in (*self.voters.values(), *self.learners.values()):
             if other.name == member.name and other.id != member.id:
                 raise NameTaken(
                     f"{member.name} is already a member of this cluster with another "
                     f"identity ({other.id:016x}); its directory was lost or replaced. "
                     "Join under another name, or remove that member first."
                 )
-            if other.id == member.id and other.name != member.name:
-                raise ChangeRefused(f"member {member.id:016x} has the name {other.name}.")
-        if member.id in self.members():
-            return self
-        return msgspec.structs.replace(self, learners=_sorted((*self.learners, member)))
 
-    def with_promoted(self, member_id: MemberId) -> Configuration:
-        """The learner given a vote.  Unchanged if it is a voter already."""
-        if self.is_voter(member_id):
-            return self
-        learner = self.members().get(member_id)
-        if learner is None:
+    def find(self, member_id: MemberId) -> Member | None:
+        return self.voters.get(member_id) or self.learners.get(member_id)
+
+    def need(self, member_id: MemberId) -> Member:
+        member = self.find(member_id)
+        if member is None:
             raise ChangeRefused(f"{member_id:016x} is not a member of this cluster.")
-        return msgspec.structs.replace(
-            self,
-            voters=_sorted((*self.voters, learner)),
-            learners=tuple(m for m in self.learners if m.id != member_id),
+        return member
+
+    def remove(self, member_id: MemberId) -> None:
+        if member_id in self._removed:
+            return
+        self.need(member_id)
+        self.voters.pop(member_id, None)
+        self.learners.pop(member_id, None)
+        self._removed.append(member_id)
+
+    def configuration(self) -> Configuration:
+        return Configuration(
+            voters=_sorted(self.voters.values()),
+            learners=_sorted(self.learners.values()),
+            removed=tuple(self._removed[-MAX_REMOVED:]),
         )
+
+
+class AddLearner(msgspec.Struct, frozen=True):
+    """Let a member in, without a vote.  Nothing if it is a member already."""
+
+    member: Member
+
+    def apply_to(self, roster: _Roster) -> None:
+        roster.add(self.member)
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """Give a learner a vote.  Nothing if it has one."""
+
+    member_id: MemberId
+
+    def apply_to(self, roster: _Roster) -> None:
+        member = roster.need(self.member_id)
+        roster.learners.pop(self.member_id, None)
+        roster.voters[self.member_id] = member
+
+
+class Demote(msgspec.Struct, frozen=True):
+    """Make a voter a learner.  Nothing if it is one."""
+
+    member_id: MemberId
+
+    def apply_to(self, roster: _Roster) -> None:
+        member = roster.need(self.member_id)
+        roster.voters.pop(self.member_id, None)
+        roster.learners[self.member_id] = member
+
+
+class Remove(msgspec.Struct, frozen=True):
+    """Let a member go.  Nothing if it has gone."""
+
+    member_id: MemberId
+
+    def apply_to(self, roster: _Roster) -> None:
+        roster.remove(self.member_id)
+
+
+class Rename(msgspec.Struct, frozen=True):
+    """Give a member another name: another address under the same id."""
+
+    member_id: MemberId
+    name: str
+
+    def apply_to(self, roster: _Roster) -> None:
+        roster.need(self.member_id)
+        renamed = Member(self.member_id, self.name)
+        roster.check_name(renamed)
+        for group in (roster.voters, roster.learners):
+            if self.member_id in group:
+                group[self.member_id] = renamed
+
+
+Change = AddLearner | Promote | Demote | Remove | Rename
 
 
 class ConfigurationHistory:
@@ -103,6 +220,10 @@ class ConfigurationHistory:
         """Where the log holds `latest`."""
         return self._history[-1][0]
 
+    def at(self, index: int) -> Configuration:
+        """The configuration in force when `index` was the last entry."""
+        return next(c for i, c in reversed(self._history) if i <= index)
+
     def append(self, changes: Iterable[tuple[int, Configuration]]) -> None:
         """Take note of what `configurations_in` found in appended entries."""
         self._history.extend(changes)
@@ -111,6 +232,11 @@ class ConfigurationHistory:
         """Forget what entries from `first_removed` on had set."""
         while len(self._history) > 1 and self._history[-1][0] >= first_removed:
             self._history.pop()
+
+    def compact(self, index: int) -> None:
+        """Forget what was in force only before `index`."""
+        while len(self._history) > 1 and self._history[1][0] <= index:
+            self._history.pop(0)
 
 
 def configurations_in(entries: Iterable[Entry]) -> list[tuple[int, Configuration]]:

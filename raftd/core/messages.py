@@ -167,8 +167,54 @@ class HeartbeatResponse(msgspec.Struct, frozen=True, gc=False):
     round: int
 
 
-Request = PreVote | RequestVote | AppendEntries | Heartbeat
-Response = PreVoteResponse | RequestVoteResponse | AppendEntriesResponse | HeartbeatResponse
+class InstallSnapshot(msgspec.Struct, frozen=True, gc=False):
+    """
+    One piece of a snapshot file, at `offset` bytes from its beginning (thesis 5.3).
+
+    The file says itself what configuration and state it holds.  `done` marks
+    the last piece.
+    """
+
+    term: int
+    last_included_index: int
+    last_included_term: int
+    offset: int
+    data: bytes
+    done: bool
+
+
+class InstallSnapshotResponse(msgspec.Struct, frozen=True, gc=False):
+    """
+    `next_offset` is where the sender should go on.
+
+    `installed`: the receiver holds, durably, everything up to the snapshot's
+    last included index; nothing more is to be sent.
+    """
+
+    term: int
+    next_offset: int
+    installed: bool
+
+
+class TimeoutNow(msgspec.Struct, frozen=True, gc=False):
+    """The leader asks its successor to stand for election at once (thesis 3.10)."""
+
+    term: int
+
+
+class TimeoutNowResponse(msgspec.Struct, frozen=True, gc=False):
+    term: int
+
+
+Request = PreVote | RequestVote | AppendEntries | Heartbeat | InstallSnapshot | TimeoutNow
+Response = (
+    PreVoteResponse
+    | RequestVoteResponse
+    | AppendEntriesResponse
+    | HeartbeatResponse
+    | InstallSnapshotResponse
+    | TimeoutNowResponse
+)
 Message = Request | Response
 
 

@@ -19,6 +19,8 @@ class ProgressState(enum.Enum):
     PROBE = "probe"
     #: The logs agree up to `match_index`: many messages in flight.
     REPLICATE = "replicate"
+    #: The log no longer holds what it lacks: a snapshot is on its way.
+    SNAPSHOT = "snapshot"
 
 
 class Progress:
@@ -68,6 +70,8 @@ class Progress:
     def may_send(self) -> bool:
         if self.state is ProgressState.PROBE:
             return not (self.probing or self.lost)
+        if self.state is ProgressState.SNAPSHOT:
+            return False
         return (
             len(self.in_flight) < MAX_APPENDS_IN_FLIGHT
             and self.bytes_in_flight < MAX_BYTES_IN_FLIGHT
@@ -89,9 +93,14 @@ class Progress:
             self.bytes_in_flight -= self.in_flight.popleft()[1]
         self.match_index = max(self.match_index, match_index)
         self.next_index = max(self.next_index, match_index + 1)
-        if self.state is ProgressState.PROBE:
+        if self.state is not ProgressState.REPLICATE:
             self.state = ProgressState.REPLICATE
             self.probing = self.lost = False
+
+    def await_snapshot(self) -> None:
+        """Send nothing until a snapshot has arrived, or has failed to."""
+        self.probe(self.next_index, lost=False)
+        self.state = ProgressState.SNAPSHOT
 
     def probe(self, next_index: int, *, lost: bool) -> None:
         """Go back to `next_index`, and forget what was in flight."""

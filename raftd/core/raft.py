@@ -9,13 +9,17 @@ source of randomness here, and no method blocks or does I/O.
     tick(now)                                    what to make durable
     receive_request / receive_response           messages to send
     unreachable(member)                          entries to apply
-    propose / read_index / membership changes    reads to answer
-    persisted(write number), applied(index)
+    propose / read_index                         reads to answer
+    membership changes, transfer                 who needs a snapshot
+    persisted(write number), applied(index)      pieces of one to keep
+    compact, piece_kept, install_snapshot        one to restore from
 
 The caller promises: after each turn of inputs it takes `ready()`; it hands
 the writes to storage in order and reports each with `persisted`; it sends the
 messages in order; every request it sends ends in `receive_response` or in
-`unreachable`; it applies the entries in order.
+`unreachable`; it applies the entries in order.  Snapshot files are the
+caller's: the core decides who needs one, which pieces are welcome and what a
+whole one replaces.
 
 Durability rules, which the whole of Raft's safety rests on:
 
@@ -32,12 +36,11 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from raftd.core.election import Campaign
 from raftd.core.leader import Leadership
 from raftd.core.log import Log
 from raftd.core.membership import (
+    Change,
     Configuration,
     ConfigurationHistory,
     configurations_in,
@@ -52,28 +55,32 @@ from raftd.core.messages import (
     HardState,
     Heartbeat,
     HeartbeatResponse,
-    Member,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     MemberId,
-    Message,
     PreVote,
     PreVoteResponse,
     Request,
     RequestVote,
     RequestVoteResponse,
     Response,
+    TimeoutNow,
+    TimeoutNowResponse,
 )
+from raftd.core.outbox import Outbox
+from raftd.core.ready import Outgoing, Piece, Ready, Write
 from raftd.core.settings import Settings
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
     ChangeInProgress,
     InvariantViolated,
-    NotCaughtUp,
     NotLeader,
     ProtocolViolation,
 )
 
-#: A learner this close to the leader's commit index has caught up: few enough
-#: entries that it is level again within a heartbeat.
-MAX_PROMOTION_LAG_ENTRIES = 1024
+#: A leader whose oldest write takes longer than this many election timeouts
+#: lets another one lead.
+MAX_DISK_STALL_TIMEOUTS = 3
 
 
 class Random(Protocol):
@@ -90,35 +97,6 @@ class Role(enum.Enum):
     PRE_CANDIDATE = "pre-candidate"
     CANDIDATE = "candidate"
     LEADER = "leader"
-
-
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message to send: a request, or the answer to the request `request_id`."""
-
-    to: MemberId
-    message: Message
-    request_id: int | None = None
-
-
-class Write(msgspec.Struct, frozen=True):
-    """What storage must make durable next; `hard_state` is None if it did not change."""
-
-    number: int
-    hard_state: HardState | None
-    entries: list[Entry]
-
-
-class Ready(msgspec.Struct):
-    """What there is to do after a turn of inputs; all parts may begin at once."""
-
-    write: Write | None
-    messages: list[Outgoing]
-    #: Committed and durable here; to be applied in order.
-    committed: list[Entry]
-    #: (context, read index): to be answered once that index is applied.
-    reads: list[tuple[int, int]]
-    #: Contexts of reads that this node can no longer confirm.
-    lost_reads: list[int]
 
 
 class Raft:
@@ -143,45 +121,42 @@ class Raft:
         *,
         hard_state: HardState | None = None,
         log: Log | None = None,
-        configuration: Configuration | None = None,
+        snapshot: SnapshotMetadata | None = None,
     ) -> None:
         """
         A node with what storage has recovered, all of it durable.
 
-        `configuration` is the one as of the log's `base_index`.
+        `snapshot` is what the state machine was restored from; the log leads
+        up to it at least.
         """
         self.member_id = member_id
         self.settings = settings
         self._random = random
-        self.hard_state = hard_state or HardState()
+        self._outbox = Outbox(hard_state or HardState())
         self.log = log or Log()
-        self._configurations = ConfigurationHistory(
-            configuration or Configuration(), self.log.base_index
-        )
-        if self.log.last_index > self.log.base_index:
-            entries = self.log.entries(self.log.first_index, self.log.last_index)
-            self._configurations.append(configurations_in(entries))
+        snapshot = snapshot or SnapshotMetadata(0, 0, Configuration(), 0)
+        restored = snapshot.last_included_index
+        self.log.fit(snapshot)
+        self._configurations = ConfigurationHistory(snapshot.configuration, restored)
+        behind = self.log.entries(restored + 1, self.log.last_index)
+        self._configurations.append(configurations_in(behind))
 
         self.role = Role.FOLLOWER
         self.leader_id = NOBODY
-        self.commit_index = self.applied_index = self.log.base_index
+        self.commit_index = self.applied_index = restored
         #: The last entry that was handed out to be applied.
-        self._committed_out = self.log.base_index
+        self._committed_out = restored
         self.leadership: Leadership | None = None
         self.campaign: Campaign | None = None
 
-        self._last_write = 0
-        self._persisted_write = 0
-        #: The write that makes the present hard state durable.
-        self._hard_state_write = 0
-
-        self._outbox: list[Outgoing] = []
-        #: (write that must be durable first, message).
-        self._held: list[tuple[int, Outgoing]] = []
         self._reads_out: list[tuple[int, int]] = []
         self._lost_reads: list[int] = []
+        self._pieces: list[Piece] = []
+        self._restore: SnapshotMetadata | None = None
 
-        self._leader_contact = -math.inf
+        #: With leases, a node that has forgotten whom it follows must not vote
+        #: before the lease that it may have given is over.
+        self._leader_contact = now if settings.lease_reads else -math.inf
         self._quorum_check_due = math.inf
         self._reset_election_timer(now)
         if self.configuration.voter_ids() == {member_id}:
@@ -191,8 +166,12 @@ class Raft:
     # -- what others may look at ---------------------------------------------
 
     @property
+    def hard_state(self) -> HardState:
+        return self._outbox.hard_state
+
+    @property
     def term(self) -> int:
-        return self.hard_state.term
+        return self._outbox.hard_state.term
 
     @property
     def configuration(self) -> Configuration:
@@ -217,6 +196,7 @@ class Raft:
         """The time is `now`; do what has become due.  To be called at `next_deadline`."""
         if self.leadership is not None:
             self._check_quorum(self.leadership, now)
+            self._check_disk(now)
         elif now >= self._election_due:
             self._pre_campaign(now)
         if self.leadership is not None:
@@ -229,6 +209,16 @@ class Raft:
         )
         if now >= self._quorum_check_due:
             self._become_follower(self.term, NOBODY, now)
+
+    def _check_disk(self, now: float) -> None:
+        """A leader whose disk hangs leads nobody: it hands over (hashicorp/raft #503)."""
+        bound_s = MAX_DISK_STALL_TIMEOUTS * self.settings.election_timeout_s
+        leadership = self.leadership
+        if leadership is None or self._outbox.write_takes(now) < bound_s:
+            return
+        successor = leadership.best_successor()
+        if successor != NOBODY and leadership.successor == NOBODY:
+            leadership.transfer(successor, now)
 
     def _reset_election_timer(self, now: float) -> None:
         if self.configuration.is_voter(self.member_id):
@@ -252,7 +242,7 @@ class Raft:
         self.campaign.record(self.member_id, granted=True)
         self._count_votes(now)
 
-    def _campaign(self, now: float) -> None:
+    def _campaign(self, now: float, *, transfer: bool = False) -> None:
         self._set_hard_state(self.term + 1, self.member_id)
         self.role = Role.CANDIDATE
         self.leader_id = NOBODY
@@ -316,10 +306,11 @@ class Raft:
         """
         if self.role is Role.LEADER:
             return True
-        return (
-            self.leader_id not in (NOBODY, candidate)
-            and now - self._leader_contact < self.settings.election_timeout_s
-        )
+        if self.leader_id == candidate or (
+            self.leader_id == NOBODY and not self.settings.lease_reads
+        ):
+            return False
+        return now - self._leader_contact < self.settings.election_timeout_s
 
     # -- requests ------------------------------------------------------------
 
@@ -340,6 +331,10 @@ class Raft:
                 self._pre_vote(sender, request, request_id, now)
             case RequestVote():
                 self._request_vote(sender, request, request_id, now)
+            case InstallSnapshot():
+                self._install_snapshot_piece(sender, request, request_id, now)
+            case TimeoutNow():
+                self._timeout_now(sender, request, request_id, now)
 
     def _pre_vote(
         self, sender: MemberId, request: PreVote, request_id: int, now: float
@@ -456,6 +451,81 @@ class Raft:
         # It may have gained or lost its vote.
         self._reset_election_timer(now)
 
+    def _timeout_now(
+        self, sender: MemberId, request: TimeoutNow, request_id: int, now: float
+    ) -> None:
+        """Stand for election at once, whoever is heard from (thesis 3.10)."""
+        may = request.term == self.term and self.leader_id == sender
+        if may and self.configuration.is_voter(self.member_id):
+            self._campaign(now, transfer=True)
+        self._answer(sender, TimeoutNowResponse(self.term), request_id)
+
+    # -- snapshots (thesis 5) ------------------------------------------------
+
+    def _install_snapshot_piece(
+        self, sender: MemberId, request: InstallSnapshot, request_id: int, now: float
+    ) -> None:
+        if request.term < self.term:
+            self._answer(sender, InstallSnapshotResponse(self.term, 0, False), request_id)
+            return
+        self._follow(sender, request.term, now)
+        if request.last_included_index <= self.commit_index:
+            # Late or repeated: all of it is here already.
+            self._answer_installed(sender, request.last_included_index, request_id)
+        else:
+            self._pieces.append(Piece(sender, request, request_id))
+
+    def piece_kept(self, piece: Piece, next_offset: int) -> None:
+        """The caller has kept a piece, or wants the sender to go on elsewhere."""
+        response = InstallSnapshotResponse(self.term, next_offset, False)
+        self._answer(piece.sender, response, piece.request_id)
+
+    def install_snapshot(self, piece: Piece, metadata: SnapshotMetadata) -> None:
+        """
+        The caller has the whole snapshot, of which `piece` was the last, durably.
+
+        If the log leads up to it, the log remains.  Otherwise the log begins
+        anew behind it, and the state is to be restored from it.
+        """
+        index, term = metadata.last_included_index, metadata.last_included_term
+        if index > self.commit_index and piece.request.term == self.term:
+            if self.log.term_at(index) == term:
+                self._commit(index)
+            else:
+                self.log.reset(metadata)
+                self._configurations = ConfigurationHistory(metadata.configuration, index)
+                self.commit_index = self._committed_out = index
+                self._restore = metadata
+        if index <= self.commit_index:
+            self._answer_installed(piece.sender, index, piece.request_id)
+        else:
+            self.piece_kept(piece, 0)
+
+    def _answer_installed(self, to: MemberId, index: int, request_id: int) -> None:
+        response = InstallSnapshotResponse(self.term, 0, True)
+        self._answer(to, response, request_id, self._write_holding(index))
+
+    def compact(self, snapshot_index: int) -> int:
+        """
+        There is a durable snapshot at `snapshot_index`: drop what it replaces,
+        but for a tail that lets slow followers catch up without it.
+
+        The first index that storage must keep.
+        """
+        self.log.compact(snapshot_index - self.settings.snapshot_tail_entries)
+        self._configurations.compact(self.log.base_index)
+        return self.log.base_index
+
+    def configuration_at(self, index: int) -> Configuration:
+        """The configuration in force when `index` was the last entry."""
+        return self._configurations.at(index)
+
+    def snapshot_installed(self, member_id: MemberId, term: int, index: int) -> None:
+        """A member to which a snapshot was sent in `term` holds everything up to `index`."""
+        if self.leadership is not None and term == self.term:
+            self.leadership.snapshot_installed(member_id, index)
+            self._advance_commit(self.leadership)
+
     # -- answers -------------------------------------------------------------
 
     def receive_response(self, sender: MemberId, response: Response, now: float) -> None:
@@ -479,7 +549,7 @@ class Raft:
             if isinstance(response, AppendEntriesResponse):
                 self.leadership.appended(sender, response, now)
                 self._advance_commit(self.leadership)
-            else:
+            elif isinstance(response, HeartbeatResponse):
                 self.leadership.heartbeat_answered(sender, response, now)
 
     def _vote(self, voter: MemberId, granted: bool, now: float) -> None:
@@ -503,6 +573,21 @@ class Raft:
         if index > self.commit_index and self.log.term_at(index) == self.term:
             self._commit(index)
 
+    def _after_commit(self, leadership: Leadership, now: float) -> None:
+        """
+        A joint configuration is left as soon as it is committed (thesis 4.3); a
+        leader that is no voter any more steps down (thesis 4.2.2).
+        """
+        if not leadership.term_start_index <= self.commit_index >= self.configuration_index:
+            return
+        if self.configuration.is_joint:
+            self._append_configuration(leadership, self.configuration.left(), now)
+        elif not self.configuration.is_voter(self.member_id):
+            successor = leadership.best_successor()
+            if successor != NOBODY:
+                self._send(successor, TimeoutNow(self.term))
+            self._become_follower(self.term, NOBODY, now)
+
     # -- the caller's requests -----------------------------------------------
 
     def propose(self, batch: Sequence[bytes], now: float) -> tuple[int, int]:
@@ -514,53 +599,65 @@ class Raft:
         """
         return self.term, self._leader().propose(batch, now)
 
-    def read_index(self, context: int) -> None:
+    def read_index(self, context: int, now: float) -> None:
         """
         Ask for a read index; it comes in a `Ready`, in `reads` or `lost_reads`.
 
         `NotLeader` or `Overloaded` when it cannot be asked for here.
         """
-        self._leader().read(context, self.commit_index)
+        leadership = self._leader()
+        if leadership.has_lease(self.commit_index, now):
+            self._reads_out.append((context, self.commit_index))
+        else:
+            leadership.read(context, self.commit_index)
 
-    def add_learner(self, member: Member, now: float) -> int:
+    def change_membership(
+        self, changes: Sequence[Change], now: float, *, force: bool = False
+    ) -> int:
         """
-        Add a member without a vote; the index of the entry to wait for.
+        Change the configuration; the index of the entry to wait for.
 
-        A member already: the index that makes it so.  `NameTaken`,
-        `ChangeRefused`, `ChangeInProgress`, `NotLeader`.
-        """
-        self._leader()
-        return self._change(self.configuration.with_learner(member), now)
-
-    def promote(self, member_id: MemberId, now: float) -> int:
-        """
-        Give a learner that has caught up a vote; the index of the entry to wait for.
-
-        `NotCaughtUp` besides the errors of `add_learner`.
+        All of `changes` come about together; nothing new: the index that
+        makes it so.  One change at a time, and none before this term has
+        committed (Ongaro, 2015): `ChangeInProgress`.  `NotCaughtUp` for a
+        learner that is behind.  `ChangeRefused`, or a subclass, if it cannot
+        be carried out, or, unless `force` is given, if the voters that answer
+        at the moment would be too few afterwards.  `NotLeader`.
         """
         leadership = self._leader()
-        changed = self.configuration.with_promoted(member_id)
-        if changed != self.configuration:
-            behind = self.commit_index - leadership.progress[member_id].match_index
-            if behind > MAX_PROMOTION_LAG_ENTRIES:
-                raise NotCaughtUp(f"It is {behind} entries behind the leader.")
-        return self._change(changed, now)
-
-    def _change(self, changed: Configuration, now: float) -> int:
-        """One change at a time, none before this term has committed (Ongaro, 2015)."""
-        leadership = self._leader()
+        changed = self.configuration.changed(changes)
         if changed == self.configuration:
             return self.configuration_index
-        if self.commit_index < leadership.term_start_index:
-            raise ChangeInProgress("The leader has only just been elected. Try again.")
         if self.configuration_index > self.commit_index:
             raise ChangeInProgress("Another membership change is under way. Try again.")
-        # Before its entry is appended, so that it is sent to new members too.
-        leadership.configure(changed, now)
+        leadership.check_change(changes, changed, self.commit_index, now, force=force)
+        return self._append_configuration(leadership, changed, now)
+
+    def _append_configuration(
+        self, leadership: Leadership, changed: Configuration, now: float
+    ) -> int:
         data = encode_configuration(changed)
         index = leadership.append(EntryKind.CONFIGURATION, (data,), now)
         self._configurations.append([(index, changed)])
+        leadership.configure(changed, now)
         return index
+
+    def transfer(self, successor: MemberId | None, now: float) -> None:
+        """
+        Hand leadership over (thesis 3.10); None: to whoever is best prepared.
+
+        It has happened when somebody else leads; it is given up after an
+        election timeout.  `ChangeRefused` if it cannot be; `NotLeader`.
+        """
+        leadership = self._leader()
+        leadership.transfer(
+            leadership.best_successor() if successor is None else successor, now
+        )
+
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether this node leads and proposes nothing any more, for another to lead."""
+        return self.leadership is not None and self.leadership.successor != NOBODY
 
     def _leader(self) -> Leadership:
         if self.leadership is None:
@@ -571,14 +668,10 @@ class Raft:
 
     def persisted(self, number: int, now: float) -> None:
         """Every write up to `number` is durable."""
-        if number <= self._persisted_write:
+        if not self._outbox.persisted(number):
             return
-        self._persisted_write = number
         self.log.persisted(number)
-        if self._held:
-            self._outbox.extend(out for needs, out in self._held if needs <= number)
-            self._held = [held for held in self._held if held[0] > number]
-        if self.role is Role.CANDIDATE and self._hard_state_write <= number:
+        if self.role is Role.CANDIDATE and self._outbox.is_hard_state_durable:
             self._vote(self.member_id, True, now)
         if self.leadership is not None:
             self._advance_commit(self.leadership)
@@ -588,78 +681,56 @@ class Raft:
         self.applied_index = index
 
     def _set_hard_state(self, term: int, voted_for: MemberId) -> None:
-        if term > self.term:
-            self._withdraw_held(term)
-        if (term, voted_for) != (self.hard_state.term, self.hard_state.voted_for):
-            self.hard_state = HardState(term, voted_for)
-            self._hard_state_write = self._last_write + 1
-
-    def _withdraw_held(self, term: int) -> None:
-        """
-        A later term begins while promises of an earlier one wait for the disk.
-
-        They must not leave any more: what they acknowledge may be cut off
-        before it is durable.  Whoever waits for them is told of the new term.
-        """
-        withdrawn = []
-        for _, out in self._held:
-            if out.request_id is not None:
-                message = _withdrawn(out.message, term)
-                withdrawn.append(
-                    (self._last_write + 1, Outgoing(out.to, message, out.request_id))
-                )
-        self._held = withdrawn
+        self._outbox.set_hard_state(HardState(term, voted_for))
 
     def _write_holding(self, index: int) -> int:
         """A write after which the entry at `index` is durable; 0 if it is already."""
         if index <= self.log.persisted_index:
             return 0
-        return self._last_write + (index > self.log.written_index)
+        return self._outbox.last_write + (index > self.log.written_index)
 
     def _send(self, to: MemberId, request: Request) -> None:
-        self._hold(Outgoing(to, request), 0)
+        self._outbox.add(Outgoing(to, request), 0)
 
     def _answer(
         self, to: MemberId, response: Response, request_id: int, needs_write: int = 0
     ) -> None:
-        self._hold(Outgoing(to, response, request_id), needs_write)
-
-    def _hold(self, outgoing: Outgoing, needs_write: int) -> None:
-        """Keep a message until what it promises, its term included, is durable."""
-        needs_write = max(needs_write, self._hard_state_write)
-        if needs_write <= self._persisted_write:
-            self._outbox.append(outgoing)
-        else:
-            self._held.append((needs_write, outgoing))
+        self._outbox.add(Outgoing(to, response, request_id), needs_write)
 
     # -- output --------------------------------------------------------------
 
     def ready(self, now: float) -> Ready:
         """What is to be done now; each thing is handed out once."""
+        lack_snapshot: list[MemberId] = []
+        if self.leadership is not None:
+            self._after_commit(self.leadership, now)
         leadership = self.leadership
         if leadership is not None:
-            self._reads_out += leadership.advance_reads(self.commit_index)
+            self._reads_out += leadership.advance_reads(self.commit_index, now)
             leadership.replicate(self.commit_index, now)
+            lack_snapshot, leadership.lack_snapshot = leadership.lack_snapshot, []
         ready = Ready(
-            self._next_write(),
-            self._outbox,
+            self._next_write(now),
+            self._outbox.take(),
             self._next_committed(),
             self._reads_out,
             self._lost_reads,
+            lack_snapshot,
+            self._pieces,
+            self._restore,
         )
-        self._outbox, self._reads_out, self._lost_reads = [], [], []
+        self._reads_out, self._lost_reads = [], []
+        self._pieces, self._restore = [], None
         return ready
 
-    def _next_write(self) -> Write | None:
-        hard_state_changed = self._hard_state_write > self._last_write
-        if not hard_state_changed and self.log.written_index == self.log.last_index:
+    def _next_write(self, now: float) -> Write | None:
+        outbox = self._outbox
+        hard_state = outbox.hard_state if outbox.has_new_hard_state else None
+        if hard_state is None and self.log.is_written:
             return None
-        self._last_write += 1
-        return Write(
-            self._last_write,
-            self.hard_state if hard_state_changed else None,
-            self.log.begin_write(self._last_write),
-        )
+        number = outbox.begin_write(now)
+        base = self.log.base_to_write()
+        return Write(number, hard_state, self.log.begin_write(number), base)
 
     def _next_committed(self) -> list[Entry]:
         safe = min(self.commit_index, self.log.persisted_index)
@@ -683,17 +754,3 @@ def _check_entries(request: AppendEntries) -> None:
                 f"after one of term {term}, in a request of term {request.term}"
             )
         term = entry.term
-
-
-def _withdrawn(message: Message, term: int) -> Response:
-    """The refusal, in a later term, that takes the place of an answer."""
-    match message:
-        case AppendEntriesResponse(match_index=last):
-            # Nothing is wrong with the log: a leader of `term` need not go far back.
-            return AppendEntriesResponse(term, False, last, last, term)
-        case HeartbeatResponse():
-            return HeartbeatResponse(term, 0)
-        case RequestVoteResponse():
-            return RequestVoteResponse(term, False)
-        case _:
-            return PreVoteResponse(term, False)
