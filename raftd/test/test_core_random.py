@@ -344,13 +344,16 @@ class Simulation:
         check(not cluster.unanswered, "every request ends")
 
     def is_level(self) -> bool:
+        """One leader whom all members know, and whose whole log they have committed."""
         leaders = self.cluster.leaders()
         if len(leaders) != 1:
             return False
-        log = leaders[0].raft.log
-        members = leaders[0].raft.configuration.members()
-        return leaders[0].raft.commit_index == log.last_index and all(
-            self.cluster[m].raft.commit_index == log.last_index for m in members
+        leader = leaders[0].raft
+        members = [self.cluster[m].raft for m in leader.configuration.members()]
+        return all(
+            (m.term, m.leader_id, m.commit_index)
+            == (leader.term, leader.member_id, leader.log.last_index)
+            for m in members
         )
 
 
