@@ -373,7 +373,9 @@ class OverTCP(TestCase):
             else:
                 await self.hang_up(caller, port)
             self.assertEqual(len(inner.lost), 1)
-        await listening.stopListening()
+        stopped = listening.stopListening()
+        if stopped is not None:
+            await stopped
 
     async def hang_up(self, caller: Caller, port: PortFactory) -> None:
         assert caller.transport is not None
