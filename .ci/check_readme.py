@@ -17,8 +17,12 @@ from readme_line import readme_line
 TREE = Path(__file__).parent.parent.resolve()
 CREATED = "New raftd cluster created.\n"
 
+#: A line that has not started a server by then never will.
+TIMEOUT_S = 300
+
 
 def main() -> None:
+    signal.alarm(TIMEOUT_S)  # ends this process
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -275,6 +275,7 @@ class RaftdService(Service):
 
     def _begin(self) -> None:
         self._signals.install()
+        _log.info("This is raftd {version}.", version=__version__)
         self._stage_changed()
         dialogue = Dialogue(self._server, self._console, self._answers, self._stage_changed)
         self._dialogue = Deferred.fromCoroutine(dialogue.run())

@@ -25,6 +25,9 @@ CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+#: Names that RFC 9110 changed and some versions of Python have not.
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long"}
+
 #: RFC 9110, 7.2: a host, perhaps a port; empty is legal.
 _host = re.compile(
     rb"(?:\[[0-9A-Fa-f:.v]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(?::[0-9]*)?"
@@ -189,7 +192,7 @@ class Responses:
         return b"%b%d\r\n%b\r\n%b" % (prefix, len(body), connection, body)
 
     def _prefix(self, status: int, content_type: bytes) -> bytes:
-        phrase = HTTPStatus(status).phrase.encode("ascii")
+        phrase = (_PHRASES.get(status) or HTTPStatus(status).phrase).encode("ascii")
         prefix = b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, self._common)
         if status != 204:
             prefix += b"Content-Type: %b\r\nContent-Length: " % content_type

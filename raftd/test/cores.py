@@ -460,6 +460,10 @@ class Packet:
     def is_request(self) -> bool:
         return self.to == self.responder
 
+    @property
+    def sender(self) -> MemberId:
+        return self.requester if self.is_request else self.responder
+
 
 class Cluster:
     """
@@ -540,7 +544,7 @@ class Cluster:
 
     def deliver(self, packet: Packet) -> None:
         """`packet` arrives; it must have been taken from its queue, or be a repetition."""
-        sender = packet.requester if packet.is_request else packet.responder
+        sender = packet.sender
         node = self.nodes.get(packet.to)
         if node is None or not node.up or (sender, packet.to) in self.cut:
             self.lose(packet)

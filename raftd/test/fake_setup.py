@@ -16,6 +16,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
+from raftd.clock import is_monotonic
 from raftd.errors import BadAnswer, DirectoryInUse, Fatal, JoinFailed, RaftdError
 from raftd.interfaces import IServer, Recovered, Stage
 from raftd.names import split_name
@@ -107,6 +108,9 @@ def make_fake_server(
     the name localhost:4001; `FAKE_LOCKED` that it is in use.  `FAKE_FATAL`
     lets it break while it serves, `FAKE_STOP_HANGS` lets it never stop.
     """
+    # What every server may rely on (pitfall 52, and the disk's thread).
+    assert is_monotonic(reactor)
+    assert sys.getswitchinterval() < 0.001
     stage = Stage(os.environ.get("FAKE_STAGE", "new"))
     server = FakeServer(stage, "" if stage is Stage.NEW else "localhost:4001")
     server.on_fatal = on_fatal

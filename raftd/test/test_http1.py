@@ -619,6 +619,7 @@ class Bodies(HTTPCase):
 
     def test_an_announced_excess_is_refused_at_once(self) -> None:
         self.send(self.put(1001))
+        self.assertTrue(self.transport.value().startswith(b"HTTP/1.1 413 Content Too Large\r"))
         self.assertRefused(413, "too_large")
 
     def test_a_chunked_excess_is_refused_as_it_arrives(self) -> None:

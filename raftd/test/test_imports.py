@@ -89,6 +89,7 @@ TABLE = {
     ),
     "server": Rule(
         (
+            "",
             *CONTRACT,
             *NODE,
             "core",

@@ -175,7 +175,7 @@ class ClusterTests(SynchronousTestCase):
         self.assertEqual(roles, ["voter"] * 3)
         values = {"greeting": b"hello"}
         answer = self.insist(1, "PUT", "/db/greeting", b"hello")
-        self.assertEqual(answer, b'{"key":"greeting","revision":1}')
+        self.assertEqual(answer, b'{"key":"greeting","revision":2}\n')
         self.assert_everywhere(values)
 
         names = [self.name(index) for index in range(3)]

@@ -1,0 +1,403 @@
+"""
+The core under every fault at random, with every check after every step.
+
+A run is determined by its seed.  To repeat one, or to try many:
+
+    python -m raftd.test.test_core_random SEED
+    python -m raftd.test.test_core_random FIRST COUNT
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.core.raft import Role
+from raftd.errors import DidNotHappen
+from raftd.test.cores import (
+    ELECTION_S,
+    HEARTBEAT_S,
+    Cluster,
+    Node,
+    Packet,
+    check,
+    configuration,
+)
+
+#: Seeds that each run of the tests tries, always the same.
+SEEDS = range(1, 161)
+#: Steps with faults, before the cluster is healed.
+STEPS = 4000
+#: Members that a cluster may grow to.
+MAX_MEMBERS = 6
+#: Requests that may be on their way at once; beyond it they are delivered first.
+MAX_PACKETS = 200
+#: Election timeouts in which a healed cluster must have a leader, and all of its log.
+#: A candidate's chance of being alone in its spread is better than one half.
+HEALED_WITHIN = 30
+
+
+class Simulation:
+    """One cluster, one seed: faults in any order, then peace and a final account."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        voters = range(1, rng.choice((1, 2, 3, 3, 3, 4, 5, 5)) + 1)
+        self.cluster = Cluster(configuration(voters), seed=rng.getrandbits(32))
+        #: Writes that a client knows of: (term, index) by data.
+        self.acknowledged: dict[bytes, tuple[int, int]] = {}
+        #: Proposals that await being applied: (node, incarnation, index) -> (term, data).
+        self.proposed: dict[tuple[int, int, int], tuple[int, bytes]] = {}
+        #: Reads that await their answer: context -> the index that they must see.
+        self.reading: dict[int, int] = {}
+        #: The highest index that any client has seen the effect of.
+        self.seen = 0
+        self.answered_reads = 0
+        self.lost_reads = 0
+        self.number = 0
+        #: How often each thing happens, drawn once for a run, so that runs differ.
+        self.weights: dict[Callable[[], None], float] = {
+            self.deliver: rng.uniform(10, 40),
+            self.flush: rng.uniform(5, 20),
+            self.report_flushed: rng.uniform(5, 20),
+            self.end_turns: rng.uniform(5, 20),
+            self.apply: rng.uniform(3, 10),
+            self.pass_time: rng.uniform(1, 8),
+            self.propose: rng.uniform(0.5, 4),
+            self.read: rng.uniform(0.5, 4),
+            self.calm: rng.choice((0.02, 0.1, 0.3)),
+            self.duplicate: rng.choice((0, 0.2, 2)),
+            self.reorder: rng.choice((0, 0.2, 2)),
+            self.drop: rng.choice((0, 0.2, 2)),
+            self.time_out_request: rng.choice((0, 0.1, 0.5)),
+            self.crash: rng.choice((0, 0.05, 0.2)),
+            self.restart: 0.4,
+            self.pause: rng.choice((0, 0.05, 0.2)),
+            self.resume: 0.1,
+            self.partition: rng.choice((0, 0.05, 0.2)),
+            self.heal: 0.3,
+            self.change_members: rng.choice((0, 0.1, 0.3)),
+        }
+        #: How seldom a long time passes at once.
+        self.patience = rng.choice((0.9, 0.97, 1.0))
+        #: How reluctant each disk is, from 0 to nearly 1.
+        self.slowness = {m: rng.choice((0.0, 0.0, 0.0, 0.8)) for m in range(1, MAX_MEMBERS + 1)}
+        #: Nodes whose process stands still.
+        self.paused: set[int] = set()
+        #: Writes that are durable, and of which the core does not know.
+        self.unreported: dict[int, int] = {}
+
+    # -- faults and everyday life --------------------------------------------
+
+    def run(self) -> None:
+        if self.rng.random() < 0.8:
+            self.cluster.run(2 * ELECTION_S)
+        actions, weights = list(self.weights), list(self.weights.values())
+        for action in self.rng.choices(actions, weights, k=STEPS):
+            action()
+            self.account()
+            if sum(map(len, self.cluster.queues.values())) > MAX_PACKETS:
+                self.deliver()
+        self.make_peace()
+
+    def awake(self) -> list[Node]:
+        return [node for node in self.cluster.running() if node.id not in self.paused]
+
+    def some_node(self) -> Node | None:
+        awake = self.awake()
+        return self.rng.choice(awake) if awake else None
+
+    def some_nodes(self) -> list[Node]:
+        return [node for node in self.awake() if self.rng.random() < 0.5]
+
+    def some_leader(self) -> Node | None:
+        """Whoever believes to lead, as a rule."""
+        leaders = [node for node in self.awake() if node.raft.role is Role.LEADER]
+        return self.rng.choice(leaders) if leaders else self.some_node()
+
+    def some_packet(self, *, any_place: bool = False) -> Packet | None:
+        """Take the next packet of a queue, or one from further back."""
+        queues = [q for q in self.cluster.waiting() if q[0].to not in self.paused]
+        if not queues:
+            return None
+        queue = self.rng.choice(queues)
+        if any_place:
+            queue.rotate(-self.rng.randrange(len(queue)))
+        return queue.popleft()
+
+    def deliver(self) -> None:
+        for _ in range(self.rng.randint(1, 4)):
+            packet = self.some_packet()
+            if packet is not None:
+                self.cluster.deliver(packet)
+
+    def reorder(self) -> None:
+        packet = self.some_packet(any_place=True)
+        if packet is not None:
+            self.cluster.deliver(packet)
+
+    def duplicate(self) -> None:
+        packet = self.some_packet()
+        if packet is not None:
+            self.cluster.deliver(packet)
+            self.cluster.queues[packet.sender, packet.to].append(packet)
+
+    def drop(self) -> None:
+        packet = self.some_packet()
+        if packet is not None:
+            self.cluster.lose(packet)
+
+    def time_out_request(self) -> None:
+        """A requester gives up; the request or its answer may arrive all the same."""
+        if self.cluster.unanswered:
+            self.cluster.give_up(self.rng.choice(list(self.cluster.unanswered)))
+
+    def calm(self) -> None:
+        """All goes well for a moment."""
+        self.paused.clear()
+        self.cluster.settle()
+
+    def pause(self) -> None:
+        node = self.some_leader()
+        if node is not None and not self.paused:
+            self.paused.add(node.id)
+
+    def resume(self) -> None:
+        self.paused.clear()
+
+    def end_turns(self) -> None:
+        for node in self.some_nodes():
+            if node.dirty:
+                self.cluster.collect(node)
+
+    def flush(self) -> None:
+        for node in self.some_nodes():
+            if node.disk.queue and self.rng.random() >= self.slowness[node.id]:
+                self.unreported[node.id] = node.disk.flush_one()
+
+    def report_flushed(self) -> None:
+        for node in self.some_nodes():
+            if node.id in self.unreported:
+                node.persisted(self.unreported.pop(node.id))
+
+    def apply(self) -> None:
+        for node in self.some_nodes():
+            if node.to_apply:
+                node.apply(self.rng.randint(1, len(node.to_apply)))
+
+    def pass_time(self) -> None:
+        # Turns end before time goes on.
+        for node in self.awake():
+            if node.dirty:
+                self.cluster.collect(node)
+        self.cluster.time.now += (
+            self.rng.choice((0.001, 0.01, 0.03, 0.05))
+            if self.rng.random() < self.patience
+            else ELECTION_S
+        )
+        for node in self.awake():
+            if node.raft.next_deadline <= self.cluster.time.now:
+                node.tick()
+
+    def propose(self) -> None:
+        node = self.some_leader()
+        if node is None:
+            return
+        self.number += 1
+        batch = [b"%d.%d" % (self.number, i) for i in range(self.rng.choice((1, 1, 2, 5)))]
+        try:
+            term, first = node.propose(*batch)
+        except DidNotHappen:
+            return
+        for index, data in enumerate(batch, first):
+            self.proposed[node.id, node.incarnation, index] = (term, data)
+
+    def read(self) -> None:
+        node = self.some_leader()
+        if node is None:
+            return
+        self.number += 1
+        try:
+            node.read(self.number)
+        except DidNotHappen:
+            return
+        self.reading[self.number] = self.seen
+
+    def crash(self) -> None:
+        node = self.some_node()
+        if node is None:
+            return
+        # Some of what was being written is durable, and nobody has heard of it.
+        for _ in range(self.rng.randint(0, len(node.disk.queue))):
+            node.disk.flush_one()
+        self.unreported.pop(node.id, None)
+        for context, _ in node.reads:
+            self.reading.pop(context, None)
+        self.cluster.crash(node.id)
+
+    def restart(self) -> None:
+        down = [n for n in self.cluster.nodes.values() if not n.up]
+        if down:
+            self.cluster.restart(self.rng.choice(down).id)
+
+    def partition(self) -> None:
+        ids = list(self.cluster.nodes)
+        kind = self.rng.random()
+        if kind < 0.4:
+            self.cluster.isolate(*self.rng.sample(ids, self.rng.randint(1, len(ids))))
+        else:
+            a, b = self.rng.choice(ids), self.rng.choice(ids)
+            self.cluster.cut.add((a, b))
+            if kind < 0.7:
+                self.cluster.cut.add((b, a))
+
+    def heal(self) -> None:
+        self.cluster.heal()
+
+    def change_members(self) -> None:
+        leaders = self.cluster.leaders()
+        if not leaders:
+            return
+        leader = self.rng.choice(leaders)
+        learners = [m.id for m in leader.raft.configuration.learners]
+        try:
+            if learners and self.rng.random() < 0.6:
+                leader.promote(self.rng.choice(learners))
+            elif len(self.cluster.nodes) < MAX_MEMBERS:
+                new = max(self.cluster.nodes) + 1
+                leader.add_learner(new)
+                self.cluster.add(new, configuration())
+        except DidNotHappen:
+            pass
+
+    # -- what clients see ----------------------------------------------------
+
+    def account(self) -> None:
+        """Acknowledge what proposers have applied, and answer reads."""
+        for node in self.cluster.running():
+            for (member_id, incarnation, index), (term, data) in list(self.proposed.items()):
+                if member_id != node.id:
+                    continue
+                if incarnation != node.incarnation:
+                    del self.proposed[member_id, incarnation, index]
+                elif index <= len(node.applied):
+                    del self.proposed[member_id, incarnation, index]
+                    entry = node.applied[index - 1]
+                    if entry.term == term:
+                        check(entry.data == data, "what was proposed is what is applied")
+                        self.acknowledged[data] = (term, index)
+                        self.seen = max(self.seen, index)
+            for context in node.lost_reads:
+                self.reading.pop(context)
+                self.lost_reads += 1
+            node.lost_reads = []
+            for context, index in node.reads[:]:
+                must_see = self.reading[context]
+                check(
+                    index >= must_see,
+                    f"stale read: {context} sees {index}, and {must_see} was seen before it",
+                )
+                if index <= len(node.applied):
+                    node.reads.remove((context, index))
+                    del self.reading[context]
+                    self.answered_reads += 1
+                    self.seen = max(self.seen, len(node.applied))
+
+    # -- the end -------------------------------------------------------------
+
+    def make_peace(self) -> None:
+        """Everything works again: one leader, one log, nothing lost, nothing unanswered."""
+        cluster = self.cluster
+        self.resume()
+        cluster.heal()
+        for node in list(cluster.nodes.values()):
+            if not node.up:
+                cluster.restart(node.id)
+            elif node.id in self.unreported:
+                node.persisted(self.unreported.pop(node.id))
+        deadline = cluster.time.now + HEALED_WITHIN * ELECTION_S
+        while not self.is_level():
+            check(cluster.time.now < deadline, "it heals in time")
+            cluster.run(HEARTBEAT_S)
+            self.account()
+        (leader,) = cluster.leaders()
+        _, index = leader.propose(b"after")
+        leader.read(0)
+        self.reading[0] = self.seen
+        cluster.run(2 * HEARTBEAT_S)
+        self.account()
+        check(0 not in self.reading, "a read is answered")
+        for node in cluster.running():
+            # Others were to be added, and the entry that did it was cut off.
+            if node.id in leader.raft.configuration.members():
+                check(node.raft.leader_id == leader.id, "all know the leader")
+                check(node.applied == leader.applied, "all have applied the same")
+        check(len(leader.applied) >= index, "a write is applied")
+        applied = {entry.data: (entry.term, entry.index) for entry in leader.applied}
+        for data, where in self.acknowledged.items():
+            check(applied.get(data) == where, f"{data!r} was acknowledged and is lost")
+        cluster.settle()
+        check(not cluster.unanswered, "every request ends")
+
+    def is_level(self) -> bool:
+        """One leader whom all members know, and whose whole log they have committed."""
+        leaders = self.cluster.leaders()
+        if len(leaders) != 1:
+            return False
+        leader = leaders[0].raft
+        members = [self.cluster[m].raft for m in leader.configuration.members()]
+        return all(
+            (m.term, m.leader_id, m.commit_index)
+            == (leader.term, leader.member_id, leader.log.last_index)
+            for m in members
+        )
+
+
+def run_seed(seed: int) -> Simulation:
+    """`AssertionError` or `InvariantViolated` with the command that repeats it."""
+    simulation = Simulation(seed)
+    try:
+        simulation.run()
+    except BaseException as e:
+        e.args = (f"{e} [python -m raftd.test.test_core_random {seed}]",)
+        raise
+    return simulation
+
+
+class RandomFaults(SynchronousTestCase):
+    def test_no_fault_breaks_a_rule(self) -> None:
+        acknowledged = reads = 0
+        for seed in SEEDS:
+            simulation = run_seed(seed)
+            acknowledged += len(simulation.acknowledged)
+            reads += simulation.answered_reads
+        # The runs must have done something, or they have shown nothing.
+        self.assertGreater(acknowledged, 10 * len(SEEDS))
+        self.assertGreater(reads, 10 * len(SEEDS))
+
+    def test_a_seed_determines_its_run(self) -> None:
+        first, second = run_seed(7), run_seed(7)
+        self.assertEqual(first.cluster.safety.committed, second.cluster.safety.committed)
+        self.assertEqual(first.acknowledged, second.acknowledged)
+
+
+def main(first: int, count: int = 1) -> None:
+    began = time.monotonic()
+    acknowledged = reads = elections = 0
+    for seed in range(first, first + count):
+        simulation = run_seed(seed)
+        acknowledged += len(simulation.acknowledged)
+        reads += simulation.answered_reads
+        elections += max(n.raft.term for n in simulation.cluster.nodes.values())
+    print(
+        f"{count} seeds in {time.monotonic() - began:.1f} s: {elections} terms, "
+        f"{acknowledged} writes acknowledged, {reads} reads answered"
+    )
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
