@@ -106,6 +106,12 @@ class NotCaughtUp(ChangeRefused):
     code = "not_caught_up"
 
 
+class TransferFailed(DidNotHappen):
+    """Leadership was not handed over; the leader leads on, or another is elected."""
+
+    code = "transfer_failed"
+
+
 class NameTaken(ChangeRefused):
     """A member with another identity already has this name."""
 
@@ -131,6 +137,12 @@ class WrongMember(PeerRefused):
     """Another member answers under this name: its directory was lost or replaced."""
 
     code = "wrong_member"
+
+
+class RemovedFromCluster(PeerRefused):
+    """The member was removed from the cluster, and is turned away for good."""
+
+    code = "removed"
 
 
 class IncompatibleVersion(PeerRefused):
@@ -195,6 +207,18 @@ class DirectoryDamaged(Fatal):
     """
 
     code = "directory_damaged"
+
+
+class Removed(Fatal):
+    """This member was removed from its cluster and has nothing more to do."""
+
+    code = "removed_from_cluster"
+
+
+class SnapshotDamaged(RaftdError):
+    """A snapshot that was received is not what a node writes; it is sent again."""
+
+    code = "snapshot_damaged"
 
 
 class StorageFailed(Fatal):

@@ -14,14 +14,14 @@ once, perhaps before the call returns, with either the result or a
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from raftd.core.membership import Configuration
+from raftd.core.membership import Change, Configuration
 from raftd.core.messages import (
     Command,
     Entry,
@@ -31,6 +31,7 @@ from raftd.core.messages import (
     Request,
     Response,
 )
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import Fatal, RaftdError
 
 T = TypeVar("T")
@@ -64,6 +65,48 @@ class IStateMachine(Interface):
         carried out has a result that says so.
         """
 
+    def snapshot() -> Iterator[bytes]:
+        """
+        The whole state as of this call, in slices, whatever is applied while
+        they are drawn.
+
+        Called between two applications.  A slice has at most about 64 KiB and
+        takes a few milliseconds at most to make.  The iterator may be given up
+        half-way (`close`, if it has one).  One is drawn at a time.
+        """
+
+    def restore() -> IRestore:
+        """
+        Begin to take over a state that `snapshot` has given, somewhere.
+
+        Until `finish` the present state stays, and may be read.
+        """
+
+    def digest() -> bytes:
+        """
+        A checksum of the whole state: equal states, and only those, have equal ones.
+
+        It may take as long as the state is large.
+        """
+
+
+class IRestore(Interface):
+    """A state on its way in."""
+
+    def write(data: bytes) -> None:
+        """
+        The next bytes of what `snapshot` gave, cut as it may be.
+
+        `ValueError` if they are no state of this kind; the rest is then not written.
+        """
+
+    def finish() -> None:
+        """
+        That was all: it is the state now, at once.
+
+        `ValueError` if something is missing; then nothing has changed.
+        """
+
 
 class ILogStorage(Interface):
     """
@@ -74,7 +117,9 @@ class ILogStorage(Interface):
     """
 
     hard_state: HardState = Attribute("The hard state that was recovered when opened.")
-    entries: Sequence[Entry] = Attribute("The entries recovered when opened, from index 1.")
+    base_index: int = Attribute("The index before the first of `entries`; 0 at first.")
+    base_term: int = Attribute("The term of the entry at `base_index`; 0 at first.")
+    entries: Sequence[Entry] = Attribute("The entries recovered when opened.")
 
     def start(persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
         """
@@ -85,17 +130,122 @@ class ILogStorage(Interface):
         called at most once, and `persisted` never after it.
         """
 
-    def write(number: int, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+    def write(
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: tuple[int, int] | None = None,
+    ) -> None:
         """
         Queue a write; returns at once.
 
-        `hard_state` replaces the one before, None keeps it.  `entries` are
-        consecutive; whatever the log holds at or behind the first of them is
-        cut off by this very write.
+        `hard_state` replaces the one before, None keeps it.  `base`, an
+        (index, term), drops the whole log and begins it anew behind that
+        index.  `entries` are consecutive; whatever the log holds at or behind
+        the first of them is cut off by this very write.
+        """
+
+    def compact(base_index: int) -> None:
+        """
+        Entries up to `base_index` are not needed any more: a durable snapshot
+        has their effect.
+
+        Returns at once.  They go when it is convenient; after a restart some
+        of them may still be there, and `base_index` may be less.
         """
 
     def close() -> Deferred[None]:
         """Flush what is queued, release everything; fires when that is done."""
+
+
+class ISnapshotStore(Interface):
+    """
+    The snapshots of one node, each a file: a head with its `SnapshotMetadata`,
+    and a state.  A snapshot is durable, whole and checked, or not there.
+
+    The last two are kept, and any that is being read.  No method blocks the
+    reactor but `recover`.
+    """
+
+    latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
+
+    def recover(machine: IStateMachine) -> None:
+        """
+        Restore `machine` from the newest snapshot, if there is one.  Blocks.
+
+        Called once, before the reactor does anything else with the node.
+        `DirectoryDamaged` if it cannot be read.
+        """
+
+    def create(metadata: SnapshotMetadata) -> ISnapshotWriter:
+        """Begin to write a snapshot of this node's own state; one at a time."""
+
+    def receive(last_included_index: int, last_included_term: int) -> ISnapshotReceiver:
+        """
+        Begin, or go on, to receive the snapshot with this index and term.
+
+        A part of another one, if there is any, is given up.
+        """
+
+    def open() -> ISnapshotReader:
+        """Read the newest snapshot, from the beginning; there must be one."""
+
+    def close() -> Deferred[None]:
+        """Give up what is under way; fires when no file is open any more."""
+
+
+class ISnapshotWriter(Interface):
+    """A snapshot on its way to disk."""
+
+    pending_bytes: int = Attribute("Written and not yet taken by the disk.")
+
+    def write(data: bytes) -> None:
+        """The next slice of the state; queued, and returns at once."""
+
+    def finish() -> Deferred[None]:
+        """
+        That was all.  Fires when the snapshot is durable and `latest`; fails
+        with `StorageFailed` if the disk refuses, and then it is not there.
+        """
+
+    def abort() -> None:
+        """Give it up, and leave nothing behind."""
+
+
+class ISnapshotReceiver(Interface):
+    """A snapshot on its way from the leader: pieces of its file, by offset."""
+
+    def write(offset: int, data: bytes) -> Deferred[int]:
+        """
+        Keep a piece.  Fires with the offset at which the sender should go on:
+        behind this piece, or elsewhere if it does not fit what is here.
+        """
+
+    def finish() -> Deferred[SnapshotMetadata]:
+        """
+        That was the last.  Fires when the file is checked, durable and
+        `latest`; fails with `SnapshotDamaged` if it is not what a node writes,
+        and then it has to be sent from the beginning.
+        """
+
+
+class ISnapshotReader(Interface):
+    """A snapshot file that is being read; it is not deleted meanwhile."""
+
+    metadata: SnapshotMetadata = Attribute("What it is a snapshot of.")
+    size: int = Attribute("The length of the file in bytes.")
+
+    def read(offset: int, size: int) -> Deferred[bytes]:
+        """At most `size` bytes of the file, for sending it; fewer only at its end."""
+
+    def restore(machine: IStateMachine) -> Deferred[None]:
+        """
+        Restore `machine` from it, in steps that keep the reactor for a few
+        milliseconds each; fires when that is the state.
+        """
+
+    def close() -> None:
+        """It may be deleted now."""
 
 
 class IPeer(Interface):
@@ -110,7 +260,12 @@ class IPeer(Interface):
     refusal: str = Attribute("Why the last handshake was refused, a sentence; or empty.")
 
     def send(request: Request) -> Deferred[Response]:
-        """One RPC of Raft; its answer.  Requests arrive in the order sent."""
+        """
+        One RPC of Raft; its answer.
+
+        Requests arrive in the order sent, except that an InstallSnapshot, which
+        is large, neither delays nor awaits any other.
+        """
 
     def forward(
         commands: Sequence[bytes], timeout_ms: int
@@ -126,11 +281,13 @@ class IPeer(Interface):
     def read_index(timeout_ms: int) -> Deferred[int]:
         """Ask the peer, as the leader, for a read index (thesis 6.4)."""
 
-    def join(member: Member, timeout_ms: int) -> Deferred[Configuration]:
-        """Ask the peer, as the leader, to add a learner; the configuration that has it."""
+    def change_membership(
+        changes: Sequence[Change], force: bool, timeout_ms: int
+    ) -> Deferred[Configuration]:
+        """Ask the peer, as the leader, to change the configuration; the one that results."""
 
-    def promote(member_id: MemberId, timeout_ms: int) -> Deferred[None]:
-        """Ask the peer, as the leader, to give a learner a vote."""
+    def transfer(successor: MemberId | None, timeout_ms: int) -> Deferred[None]:
+        """Ask the peer, as the leader, to let another lead; None: whoever it thinks best."""
 
     def close() -> Deferred[None]:
         """Disconnect and stop reconnecting; fires when that is done."""
@@ -211,14 +368,24 @@ class INodeRPC(Interface):
     def forwarded_read(timeout_ms: int) -> Deferred[int]:
         """A confirmed read index, if this is the leader."""
 
-    def join(member: Member, timeout_ms: int, *, forwarded: bool) -> Deferred[Configuration]:
+    def change_membership(
+        changes: Sequence[Change], force: bool, timeout_ms: int, *, forwarded: bool
+    ) -> Deferred[Configuration]:
         """
-        Add a learner, here or, unless `forwarded`, at the leader; fires when
-        that is committed, or at once if it is a member already.
+        Change the configuration, here or, unless `forwarded`, at the leader.
+
+        Fires with the configuration that results when it is committed; at once
+        if it says nothing new.  Errors as of `Raft.change_membership`.
         """
 
-    def promote(member_id: MemberId, timeout_ms: int, *, forwarded: bool) -> Deferred[None]:
-        """Give a learner a vote, likewise; `NotCaughtUp` if it must wait."""
+    def transfer(
+        successor: MemberId | None, timeout_ms: int, *, forwarded: bool
+    ) -> Deferred[None]:
+        """
+        Let another voter lead, likewise; fires when another leads.
+
+        `TransferFailed` if it does not come about within an election timeout.
+        """
 
 
 # -- what HTTP stands on -----------------------------------------------------
