@@ -1,0 +1,289 @@
+"""
+Snapshots of a running node: taking them, sending them, receiving them.
+
+Each is a slow conversation with the disk or with a peer beside the node's
+turns, in steps that keep the reactor for a millisecond or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from raftd.applier import Applier
+from raftd.core.messages import Entry, InstallSnapshot, InstallSnapshotResponse, MemberId
+from raftd.core.raft import Raft
+from raftd.core.ready import Piece
+from raftd.core.snapshot import SnapshotMetadata
+from raftd.errors import Fatal, RaftdError, SnapshotDamaged, StorageFailed
+from raftd.interfaces import (
+    ILogStorage,
+    IPeer,
+    ISnapshotReader,
+    ISnapshotStore,
+    ISnapshotWriter,
+    IStateMachine,
+)
+
+#: A snapshot is taken when the log has grown by this much since the last one,
+#: or by the size of the last one if that is more.
+DEFAULT_THRESHOLD_BYTES = 64 << 20
+#: What an entry takes besides its data, more or less, in that account.
+ENTRY_OVERHEAD_BYTES = 32
+#: How long drawing slices may keep the reactor at a time.
+SLICE_S = 0.001
+#: Slices that may wait for the disk; then drawing pauses.
+MAX_PENDING_BYTES = 4 << 20
+#: How long it pauses.
+PAUSE_S = 0.005
+#: What one InstallSnapshot carries; one is in flight for each peer.
+PIECE_BYTES = 256 << 10
+#: How often a snapshot is sent again from the beginning before it is given up,
+#: until the member shows a sign of life again.
+MAX_RESTARTS = 3
+
+
+class Snapshotter:
+    """
+    All snapshots of one node.
+
+    Invariants: one snapshot is taken at a time; one is sent to a member at a
+    time; what is compacted is behind a durable snapshot.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        raft: Raft,
+        applier: Applier,
+        state_machine: IStateMachine,
+        storage: ILogStorage,
+        store: ISnapshotStore,
+        threshold_bytes: int,
+        *,
+        wake: Callable[[], None],
+        defect: Callable[[Failure], None],
+        on_taken: Callable[[SnapshotMetadata], None],
+        on_restored: Callable[[SnapshotMetadata], None],
+    ) -> None:
+        """`wake` asks for a turn; `defect` takes the errors that stop the node."""
+        self._clock = clock
+        self._raft = raft
+        self._applier = applier
+        self._state_machine = state_machine
+        self._storage = storage
+        self._store = store
+        self._threshold_bytes = threshold_bytes
+        self._wake = wake
+        self._defect = defect
+        self._on_taken = on_taken
+        self._on_restored = on_restored
+        self._bytes_since = 0
+        self._last_size = 0
+        self._taking = False
+        self._to_restore: SnapshotMetadata | None = None
+        self._restoring = False
+        self._sending: set[MemberId] = set()
+        self._stopped = False
+
+    def stop(self) -> Deferred[None]:
+        """Give up what is under way; fires when no file is open any more."""
+        self._stopped = True
+        return self._store.close()
+
+    # -- taking one ----------------------------------------------------------
+
+    def applied(self, entry: Entry) -> None:
+        """Count what has been applied since the last snapshot."""
+        self._bytes_since += len(entry.data) + ENTRY_OVERHEAD_BYTES
+
+    def take_if_due(self) -> None:
+        """Begin to take a snapshot if the log has grown enough."""
+        if (
+            self._bytes_since >= self._threshold_bytes
+            and self._bytes_since >= self._last_size
+            and not self._taking
+            and self._applier.is_between_entries
+        ):
+            self._taking = True
+            self._bytes_since = 0
+            taken = Deferred.fromCoroutine(self._take())
+            taken.addErrback(self._defect)
+
+    async def _take(self) -> None:
+        index = self._applier.applied_index
+        term = self._raft.log.term_at(index)
+        assert term is not None, "the log holds what was applied last"
+        metadata = SnapshotMetadata(
+            index, term, self._raft.configuration_at(index), self._applier.time_ms
+        )
+        # From here on the iterator holds the state as of `index`, whatever is applied.
+        slices = self._state_machine.snapshot()
+        writer = self._store.create(metadata)
+        try:
+            size = await self._write(slices, writer)
+            if size is None:
+                return
+            await writer.finish()
+        except StorageFailed as e:
+            self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
+            return
+        finally:
+            self._taking = False
+        if not self._stopped:
+            self._last_size = size
+            self._storage.compact(self._raft.compact(index))
+            self._on_taken(metadata)
+
+    async def _write(self, slices: Iterator[bytes], writer: ISnapshotWriter) -> int | None:
+        """Draw all slices; how many bytes they had, or None if it was given up."""
+        size = 0
+        until = self._clock.seconds() + SLICE_S
+        for data in slices:
+            writer.write(data)
+            size += len(data)
+            if self._clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
+                full = writer.pending_bytes > MAX_PENDING_BYTES
+                await self._pause(PAUSE_S if full else 0)
+                while writer.pending_bytes > MAX_PENDING_BYTES and not self._stopped:
+                    await self._pause(PAUSE_S)
+                if self._stopped:
+                    writer.abort()
+                    return None
+                until = self._clock.seconds() + SLICE_S
+        return size
+
+    def _pause(self, seconds: float) -> Deferred[None]:
+        return deferLater(self._clock, seconds, lambda: None)
+
+    # -- sending one ---------------------------------------------------------
+
+    def send(self, member_id: MemberId, peer: IPeer | None) -> None:
+        """Send the newest snapshot to a member that needs one, unless that goes on already."""
+        if member_id in self._sending:
+            return
+        if peer is None or self._store.latest is None:
+            self._raft.unreachable(member_id)
+            return
+        self._sending.add(member_id)
+        sent = Deferred.fromCoroutine(self._send(member_id, peer))
+        sent.addErrback(self._defect)
+
+    async def _send(self, member_id: MemberId, peer: IPeer) -> None:
+        term = self._raft.term
+        reader = self._store.open()
+        index = reader.metadata.last_included_index
+        try:
+            installed = await self._send_pieces(member_id, peer, reader, term)
+        except Fatal:
+            raise
+        except RaftdError as e:
+            self._log.info("Sending a snapshot was broken off: {reason}", reason=str(e))
+            installed = False
+        finally:
+            reader.close()
+            self._sending.discard(member_id)
+        if self._stopped:
+            return
+        if installed:
+            self._raft.snapshot_installed(member_id, term, index)
+        else:
+            self._raft.unreachable(member_id)
+        self._wake()
+
+    async def _send_pieces(
+        self, member_id: MemberId, peer: IPeer, reader: ISnapshotReader, term: int
+    ) -> bool:
+        """Piece by piece, from where the receiver wants to go on; whether it has all."""
+        offset = restarts = 0
+        metadata = reader.metadata
+        while restarts <= MAX_RESTARTS and not self._stopped:
+            data = await reader.read(offset, PIECE_BYTES)
+            if self._raft.term != term or self._raft.leadership is None:
+                return False
+            response = await peer.send(
+                InstallSnapshot(
+                    term,
+                    metadata.last_included_index,
+                    metadata.last_included_term,
+                    offset,
+                    data,
+                    offset + len(data) >= reader.size,
+                )
+            )
+            assert isinstance(response, InstallSnapshotResponse)
+            if self._stopped:
+                return False
+            self._raft.receive_response(member_id, response, self._clock.seconds())
+            if response.installed or response.term != term:
+                return response.installed and response.term == term
+            restarts += response.next_offset <= offset
+            offset = min(response.next_offset, reader.size)
+        return False
+
+    # -- receiving one -------------------------------------------------------
+
+    def keep(self, piece: Piece) -> None:
+        """Keep a piece that the leader has sent, and answer it."""
+        kept = Deferred.fromCoroutine(self._keep(piece))
+        kept.addErrback(self._defect)
+
+    async def _keep(self, piece: Piece) -> None:
+        request = piece.request
+        receiver = self._store.receive(request.last_included_index, request.last_included_term)
+        metadata = None
+        try:
+            next_offset = await receiver.write(request.offset, request.data)
+            if request.done and next_offset == request.offset + len(request.data):
+                metadata = await receiver.finish()
+        except SnapshotDamaged as e:
+            self._log.warn("{reason}", reason=str(e))
+            next_offset = 0
+        except StorageFailed as e:
+            # The log is sound, and space may come back; the sender gives up
+            # and tries again later.
+            self._log.error("A snapshot could not be received: {reason}", reason=str(e))
+            next_offset = request.offset
+        if self._stopped:
+            return
+        if metadata is None:
+            self._raft.piece_kept(piece, next_offset)
+        else:
+            self._raft.install_snapshot(piece, metadata)
+        self._wake()
+
+    def restore(self, metadata: SnapshotMetadata) -> None:
+        """Restore the state from a snapshot that has just arrived."""
+        self._to_restore = metadata
+        self._applier.restore(self._begin_restore)
+
+    def _begin_restore(self) -> None:
+        if not self._restoring:
+            self._restoring = True
+            restored = Deferred.fromCoroutine(self._restore())
+            restored.addErrback(self._defect)
+
+    async def _restore(self) -> None:
+        metadata = None
+        while metadata is not self._to_restore:  # a later one may arrive meanwhile
+            metadata = self._to_restore
+            reader = self._store.open()
+            try:
+                await reader.restore(self._state_machine)
+            finally:
+                reader.close()
+        self._restoring = False
+        if self._stopped or metadata is None:
+            return
+        self._bytes_since, self._last_size = 0, reader.size
+        self._applier.restored(metadata)
+        self._storage.compact(self._raft.compact(metadata.last_included_index))
+        self._on_restored(metadata)
+        self._wake()
