@@ -7,7 +7,9 @@ import itertools
 import os
 import random
 import re
+import struct
 import threading
+import zlib
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from raftd.interfaces import ILogStorage
 from raftd.storage import frames, segments, wal
 from raftd.storage.files import Files
 from raftd.storage.frames import SECTOR, STAMP
+from raftd.storage.replay import Outline
 from raftd.storage.segments import (
     SegmentHeader,
     decode_segment_header,
@@ -117,6 +120,62 @@ class FrameTests(SynchronousTestCase):
                 frames.torn_extent(data, 0, 5, SEED)
             self.assertEqual(caught.exception.offset, 0)
             self.assertIn("another follows at offset 1536", str(caught.exception))
+
+    def torn(self, sequence: int = 5) -> bytearray:
+        """A frame of four sectors; the third is missing."""
+        frame = frames.encode_frame(sequence, b"data" * 400, SEED)
+        frame[2 * SECTOR : 3 * SECTOR] = bytes(SECTOR)
+        self.assertEqual(len(frame), 4 * SECTOR)
+        return frame
+
+    def assertDamage(self, data: bytes, offset: int, reason: str) -> None:
+        with self.assertRaises(frames.Damage) as caught:
+            frames.torn_extent(data, 0, 5, SEED)
+        self.assertEqual(caught.exception.offset, offset)
+        self.assertIn(reason, caught.exception.reason)
+
+    def test_46_data_behind_a_torn_frame(self) -> None:
+        follows = bytes(frames.encode_frame(6, b"next", SEED))
+        self.assertEqual(frames.torn_extent(bytes(self.torn()) + bytes(512), 0, 5, SEED), 2048)
+        self.assertDamage(bytes(self.torn()) + follows, 0, "data follows it")
+        self.assertDamage(bytes(self.torn()) + bytes(5000) + b"x", 0, "data follows it")
+
+    def test_46_damage_within_a_torn_frame(self) -> None:
+        """Each sector was written or not; but for the last, none was written in part."""
+        for damage in (b"\0", b"x"):
+            frame = self.torn()
+            frame[2 * SECTOR - 1 : 2 * SECTOR] = damage
+            self.assertDamage(bytes(frame), SECTOR, "a sector in the middle")
+        frame = self.torn()
+        frame[-1:] = b"x"
+        self.assertDamage(bytes(frame), 3 * SECTOR, "the end of a sector")
+        frame[-1:] = b"\0"
+        self.assertEqual(frames.torn_extent(bytes(frame), 0, 5, SEED), 2048)
+
+    def test_46_wrong_number(self) -> None:
+        self.assertDamage(bytes(self.torn(7)), 0, "frame 7 is where 5 belongs")
+
+    def test_46_a_torn_frame_whose_checksum_is_right(self) -> None:
+        """One in four thousand million is; the missing stamp shows it."""
+        frame = self.torn()
+        body = zlib.crc32(frame[24:], SEED)
+        checked = struct.pack("<4sQII", b"rfrm", 5, 1600, body)
+        frame[:24] = checked + struct.pack("<I", zlib.crc32(checked, SEED))
+        header = frames.decode_header(bytes(frame), 0, SEED)
+        assert header is not None
+        self.assertEqual(header.body_checksum, body)
+        self.assertIsNone(frames.decode_payload(bytes(frame), 0, header, SEED))
+
+
+class OutlineTests(SynchronousTestCase):
+    def test_terms_of_a_truncated_suffix_are_forgotten(self) -> None:
+        """A leader of a later term may replace entries of term 2 by some of term 1."""
+        outline = Outline()
+        outline.write(None, entries(1, 4, term=1) + entries(5, 6, term=2))
+        outline.write(None, entries(3, 5, term=1))
+        outline.write(None, entries(6, 6, term=1))
+        self.assertEqual(outline.last_index, 6)
+        self.assertRaises(InvariantViolated, outline.write, None, [entry(7, 0)])
 
 
 class SegmentHeaderTests(SynchronousTestCase):
@@ -234,6 +293,30 @@ class WalTests(SynchronousTestCase):
                 recovered(rig.disk)
             self.assertIn(f"{path} is damaged at offset 1024", str(caught.exception))
             self.assertIn(reason, str(caught.exception))
+
+    def frame_into(self, rig: Rig, number: int, offset: int, frame: bytes) -> None:
+        rig.disk.inode(f"{PATH}/{number:020}.segment").write(frame, offset)
+
+    def test_46_frames_in_the_wrong_segment(self) -> None:
+        """Each of these frames would be the next, were it not for what is before it."""
+        whole = bytes(frames.encode_frame(2, msgspec.msgpack.encode([(None, [])]), SEED))
+        torn = bytes(frames.encode_frame(2, bytes(1000), SEED)[:SECTOR])
+        for first, second, third, sentence in (
+            (torn, whole, b"", "1.segment is damaged at offset 1024: a frame is incomplete"),
+            (torn, torn, b"", "1.segment is damaged at offset 1024: a frame is incomplete"),
+            (b"", torn, torn, "3.segment is damaged at offset 512: it holds data, but the"),
+            (b"", b"", whole, "3.segment is damaged at offset 512: it holds data, but the"),
+            (b"", b"", torn, "3.segment is damaged at offset 512: it holds data, but the"),
+        ):
+            rig = create_rig().start()
+            rig.wal._writer.preparer.take()
+            rig.wal._writer.preparer.take()
+            self.frame_into(rig, 1, 1024, first)
+            self.frame_into(rig, 2, 512, second)
+            self.frame_into(rig, 3, 512, third)
+            with self.assertRaises(DirectoryDamaged) as caught:
+                recovered(rig.disk)
+            self.assertIn(sentence, str(caught.exception))
 
     def test_files_of_others_are_left_alone(self) -> None:
         rig = self.long_log()
@@ -361,7 +444,10 @@ class GroupCommitTests(SynchronousTestCase):
         def judge(operation: Operation) -> None:
             self.rig.reactor.run()
             self.assertEqual(self.rig.persisted, [])
-            seen.add(len(recovered(self.rig.disk.power_failure())[1]))
+            hard_state, log = recovered(self.rig.disk.power_failure())
+            seen.add(len(log))
+            # The hard state goes with the first of them.
+            self.assertEqual(hard_state, state[0] if log else HardState())
 
         self.rig.disk.before = judge
         self.rig.write(*state)
@@ -369,6 +455,14 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual(self.rig.persisted, [1])
         self.assertGreater(len(seen), 3)
         self.assertEqual(recovered(self.rig.disk.power_failure()), state)
+
+    def test_frame_that_ends_within_a_write(self) -> None:
+        """The writes that it completes are reported, and the last when it is complete."""
+        self.rig.write(None, entries(1, 1))
+        self.rig.write(None, entries(2, 41, size=2000))
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        self.assertGreater(self.names().count("flush"), 1)
 
     def test_entry_that_fits_no_frame(self) -> None:
         """Refused to its caller; the log goes on."""
@@ -584,6 +678,41 @@ class FailureTests(SynchronousTestCase):
         self.successResultOf(closed)
         self.assertEqual(operations, ["write", "flush"])
         self.assertEqual(rig.disk.open_count, 0)
+
+    def test_nothing_is_written_before_the_node_knows(self) -> None:
+        """The log has stopped, and the reactor does not know yet: it writes on, in vain."""
+        rig = create_rig().start()
+        rig.run()
+        operations: list[str] = []
+
+        def fail(operation: Operation) -> None:
+            operations.append(operation.name)
+            raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.workers["raftd log"].run()
+        rig.write(None, entries(2, 2))
+        rig.workers["raftd log"].run()
+        self.assertEqual(operations, ["write"])
+        rig.run()
+        self.assertEqual((rig.persisted, len(rig.failures)), ([], 1))
+
+    def test_two_failures(self) -> None:
+        """Only the first is told."""
+        rig = create_rig().start()
+
+        def fail(operation: Operation) -> None:
+            if operation.name in ("flush_directory", "write"):
+                raise ZeroDivisionError(operation.name)
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.workers["raftd log"].run()
+        rig.run_preparer()
+        rig.run()
+        [failure] = rig.failures
+        self.assertIn("ZeroDivisionError('write')", str(failure))
 
     def test_acknowledgements_on_their_way(self) -> None:
         """What was durable before the failure may be reported; nothing after it."""
