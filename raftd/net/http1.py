@@ -338,10 +338,10 @@ class HTTPConnection(Protocol):
 
     def _look_at_special_fields(self, version: str) -> None:
         special = self._special
-        length = check_framing(version, special, self._server.max_body_bytes)
+        check_framing(version, special, self._server.max_body_bytes)
         if b"expect" in special and version == "1.1":
             check_expectation(special[b"expect"])
-            self._continue_due = length != 0
+            self._continue_due = True
         self._upgrade = b"upgrade" in special and self._parser.should_upgrade()
 
     def on_body(self, body: bytes) -> None:

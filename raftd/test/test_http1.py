@@ -898,6 +898,17 @@ class Stopping(HTTPCase):
         self.lose()
         self.successResultOf(stopped)
 
+    def test_requests_that_wait_for_others_are_dropped(self) -> None:
+        """A client sends them again (RFC 9112, 9.3.2); none of them was begun."""
+        put = b"PUT /p HTTP/1.1\r\n" + HOST + b"\r\n"
+        self.send(put + put)
+        self.factory.stop()
+        self.requests[0].respond(200)
+        (answer,) = self.answered()
+        self.assertEqual(answer.headers["Connection"], "close")
+        self.assertEqual(len(self.requests), 1)
+        self.assertTrue(self.transport.disconnecting)
+
     def test_requests_that_have_only_begun_are_refused(self) -> None:
         self.send(GET[:9])
         self.factory.stop()
