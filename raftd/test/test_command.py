@@ -7,6 +7,7 @@ exit status, closed descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -186,10 +187,16 @@ class PipeTests(SynchronousTestCase):
             env=environment(**variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
-        self.addCleanup(child.wait)
-        self.addCleanup(child.kill)
+        self.addCleanup(self.end, child)
         return child
+
+    def end(self, child: subprocess.Popen[bytes]) -> None:
+        """End the shell and all that it started, which may have outlived it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
     def finishes(self, child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
         output, errors = child.communicate(timeout=PATIENCE_S)
