@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from readme_line import readme_line
@@ -22,7 +23,6 @@ TIMEOUT_S = 300
 
 
 def main() -> None:
-    signal.alarm(TIMEOUT_S)  # ends this process
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,6 +40,8 @@ def main() -> None:
         )
         assert child.stdin is not None
         assert child.stdout is not None
+        give_up = threading.Timer(TIMEOUT_S, os.killpg, (child.pid, signal.SIGKILL))
+        give_up.start()
         child.stdin.write(f"localhost:{port}\ni\n")
         child.stdin.close()
         shown = ""
@@ -51,6 +53,7 @@ def main() -> None:
         print(shown, end="")
         child.stdout.read()
         child.wait()
+        give_up.cancel()
     expected = f"Enter host:port> localhost:{port}\nInitialize or join? [ij] i\n{CREATED}"
     if not shown.endswith(expected):
         sys.exit("that is not the transcript of the README")

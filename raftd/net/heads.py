@@ -90,9 +90,9 @@ def origin_form(method: bytes, target: bytes) -> bytes:
     return b"*" if method == b"OPTIONS" and not rest else b"/" + rest
 
 
-def check_framing(version: str, special: Mapping[bytes, bytes], max_body_bytes: int) -> int:
+def check_framing(version: str, special: Mapping[bytes, bytes], max_body_bytes: int) -> None:
     """
-    The announced length of the body in bytes, or -1 if it is chunked.
+    Whether it is clear where the body ends, and not too far away.
 
     The parser has made sure that Content-Length is one number and does not
     come with Transfer-Encoding (RFC 9112, 6).
@@ -102,14 +102,13 @@ def check_framing(version: str, special: Mapping[bytes, bytes], max_body_bytes: 
         length = int(special.get(b"content-length", b"0"))
         if length > max_body_bytes:
             raise too_large(max_body_bytes)
-        return length
+        return
     codings = [name.strip() for name in coding.lower().split(b",")]
     if version != "1.1" or codings[-1] != b"chunked":
         # Where the body ends cannot be told (RFC 9112, 6.1 and 6.3).
         raise Refused.bad("A Transfer-Encoding must end in chunked, and needs HTTP/1.1.")
     if len(codings) > 1:
         raise Refused(501, "not_implemented", "The only transfer coding known here is chunked.")
-    return -1
 
 
 def too_large(max_body_bytes: int) -> Refused:

@@ -1,15 +1,11 @@
 """
 A server for HTTP/1.1 (RFC 9110, RFC 9112), for many small requests.
 
-A connection goes through these phases:
-
-    IDLE -> HEAD -> BODY -> IDLE -> ...     one request after another
-    any  -> DEAF                            nothing more is parsed
-
-and a request through these places: it is parsed; it waits in `_queue`; it is
-in the hands of the handler, `_in_hand`; it is answered.  Answers leave in the
-order of the requests.  Requests that may change something, or have a body, are
-handed over one at a time; others together, as RFC 9112, 9.3.2, permits.
+A request goes through these places: the `Reader` makes it of bytes; it waits
+in `_queue`; it is in the hands of the handler, `_in_hand`; it is answered.
+Answers leave in the order of the requests.  Requests that may change
+something, or have a body, are handed over one at a time; others together, as
+RFC 9112, 9.3.2, permits.
 
 The path of a request has no Deferred, no closure and no timer: deadlines are
 numbers, compared once a second for all connections.
@@ -24,13 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol as Shape
 from typing import cast
 
-from httptools import (
-    HttpParserCallbackError,
-    HttpParserError,
-    HttpParserInvalidMethodError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-)
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -45,41 +34,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.interfaces import IRequest
-from raftd.net.heads import (
-    CLOSE,
-    CONTINUE,
-    KEEP_ALIVE,
-    SPECIAL_FIELDS,
-    Refused,
-    Responses,
-    check_expectation,
-    check_framing,
-    check_host,
-    check_version,
-    origin_form,
-    replayed_head,
-    too_large,
-)
+from raftd.net.heads import CLOSE, CONTINUE, Refused, Responses
+from raftd.net.reader import BODY, DEAF, HEAD, IDLE, Reader
 
 # -- bounds ------------------------------------------------------------------
 
 #: The largest body, in bytes, unless the factory is told otherwise.
 MAX_BODY_BYTES = 1024 * 1024
-
-#: The longest request target, in bytes: a key of 4 KiB, all percent-encoded.
-MAX_TARGET_BYTES = 16 * 1024
-
-#: Header fields of one request, and their bytes together.
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 32 * 1024
-
-#: What a body may cost beyond itself: sizes of chunks, their extensions,
-#: trailers.  Enough for a mebibyte in chunks of 32 bytes.
-MAX_FRAMING_BYTES = 256 * 1024
-
-#: The most that one read brings; unfinished heads and trailers are bounded to
-#: within this.
-READ_BYTES = 64 * 1024
 
 #: Requests of one connection in the handler's hands at once.
 MAX_IN_HAND = 16
@@ -112,13 +73,6 @@ STOP_TIMEOUT_S = 10
 
 NEVER = sys.maxsize
 
-# -- phases ------------------------------------------------------------------
-
-IDLE = 0
-HEAD = 1
-BODY = 2
-DEAF = 3
-
 _log = Logger()
 
 _METHODS = {
@@ -148,7 +102,7 @@ class Request:
 
     __slots__ = (
         "_connection",
-        "_persistence",
+        "_connection_field",
         "answer",
         "body",
         "headers",
@@ -160,14 +114,14 @@ class Request:
     def __init__(
         self,
         connection: HTTPConnection,
-        persistence: bytes,
+        connection_field: bytes,
         method: str,
         target: bytes,
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes,
     ) -> None:
         self._connection: HTTPConnection | None = connection
-        self._persistence = persistence
+        self._connection_field = connection_field
         #: The whole response, while it waits for those before it.
         self.answer: bytes | None = None
         self.method = method
@@ -194,7 +148,7 @@ class Request:
             body,
             content_type,
             headers,
-            CLOSE if connection.ends_with(self) else self._persistence,
+            CLOSE if connection.ends_with(self) else self._connection_field,
             self.method == "HEAD",
         )
         self._connection = None
@@ -217,26 +171,11 @@ class HTTPConnection(Protocol):
         #: The tick at which `expired` is called.
         self.deadline = NEVER
         self.lost = False
-        self._phase = IDLE
+        self._reader = Reader(self._received, server.max_body_bytes)
         self._queue: deque[Request] = deque()
         self._in_hand: deque[Request] = deque()
         #: The answer to what could not be a request, after which comes the end.
         self._last_words: bytes | None = None
-        # The request that is being parsed.
-        self._target = b""
-        self._method = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._header_bytes = 0
-        self._special: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._persistence = b""
-        self._keep_alive = True
-        self._upgrade = False
-        self._continue_due = False
-        self._begun = 0
-        self._framing_bytes = 0
-        self._valid_host = b""
         # The way out.
         self._corked = False
         self._gathered: list[bytes] = []
@@ -251,7 +190,6 @@ class HTTPConnection(Protocol):
 
     def connectionMade(self) -> None:
         self._transport = cast(_Transport, self.transport)
-        self._parser = HttpRequestParser(self)
         self._transport.registerProducer(self, True)
         self.deadline = self._server.opened(self) + KEEP_ALIVE_S
         if self._server.stopping:
@@ -260,183 +198,37 @@ class HTTPConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.lost = True
         self.deadline = NEVER
-        self._phase = DEAF
         self._queue.clear()
         self._in_hand.clear()
-        # The parser holds this object's methods.
-        del self._parser
+        self._reader.close()
         self._server.closed(self)
 
     # -- reading ---------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        if self._phase == DEAF:
+        reader = self._reader
+        if reader.phase == DEAF:
             self._drop(len(data))
             return
-        body_bytes = self._body_bytes
-        end = -1
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as e:
-            end = e.args[0]
-        except HttpParserError as e:
-            self._unparsable(e)
-        if end >= 0:
-            self._read_past_upgrade(data[end:])
-        if self._phase == HEAD or self._phase == BODY:
-            self._check_unfinished(len(data), self._body_bytes - body_bytes)
+        refused = reader.feed(data, self._server.tick)
+        if refused is not None:
+            self._refuse(refused)
         self._advance()
 
-    def on_message_begin(self) -> None:
-        """The first byte of a method."""
-        if self._phase == IDLE:
-            self._phase = HEAD
-            self._begun = self._server.tick
-
-    def on_url(self, url: bytes) -> None:
-        """The target, or a part of it."""
-        if self._phase == BODY:
-            return
-        self._target += url
-        if len(self._target) > MAX_TARGET_BYTES:
-            raise Refused(414, "uri_too_long", "The request target is too long.")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head; or of the trailers, which are counted and dropped."""
-        headers = self._headers
-        in_head = self._phase == HEAD
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes > MAX_HEADER_BYTES or (in_head and len(headers) == MAX_HEADERS):
-            raise Refused(431, "headers_too_large", "The request has too many header fields.")
-        if not in_head:
-            return
-        name = name.lower()
-        value = value.rstrip(b" \t")
-        headers.append((name, value))
-        if name in SPECIAL_FIELDS:
-            special = self._special
-            special[name] = special[name] + b", " + value if name in special else value
-
-    def on_headers_complete(self) -> None:
-        if self._phase == BODY:
-            return
-        self._phase = BODY
-        parser = self._parser
-        special = self._special
-        version = parser.get_http_version()
-        check_version(version)
-        host = special.get(b"host")
-        if host is None or host != self._valid_host:
-            check_host(version, host)
-            self._valid_host = host or b""
-        self._method = parser.get_method()
-        self._target = origin_form(self._method, self._target)
-        self._keep_alive = parser.should_keep_alive()
-        self._persistence = KEEP_ALIVE if version == "1.0" and self._keep_alive else b""
-        if host is None or len(special) > 1:
-            self._look_at_special_fields(version)
-
-    def _look_at_special_fields(self, version: str) -> None:
-        special = self._special
-        length = check_framing(version, special, self._server.max_body_bytes)
-        if b"expect" in special and version == "1.1":
-            check_expectation(special[b"expect"])
-            self._continue_due = length != 0
-        self._upgrade = b"upgrade" in special and self._parser.should_upgrade()
-
-    def on_body(self, body: bytes) -> None:
-        """A part of the body."""
-        self._continue_due = False
-        self._body.append(body)
-        self._body_bytes += len(body)
-        if self._body_bytes > self._server.max_body_bytes:
-            # Only a chunked body: the others were measured by their heads.
-            self._body.clear()
-            raise too_large(self._server.max_body_bytes)
-
-    def on_message_complete(self) -> None:
-        if self._upgrade:
-            # The parser thinks that another protocol begins here.
-            return
-        body = self._body
-        method = self._method
-        self._queue.append(
-            Request(
-                self,
-                self._persistence,
-                _METHODS.get(method) or method.decode("ascii"),
-                self._target,
-                self._headers,
-                body[0] if len(body) == 1 else b"".join(body),
-            )
-        )
-        self._target = b""
-        self._headers = []
-        self._header_bytes = 0
-        self._special = {}
-        self._continue_due = False
-        if body:
-            self._body = []
-            self._body_bytes = 0
-        self._framing_bytes = 0
-        self._phase = IDLE if self._keep_alive else DEAF
-
-    def _read_past_upgrade(self, rest: bytes) -> None:
-        """
-        Ignore an Upgrade (RFC 9110, 7.8).
-
-        The parser stops behind the head and would take the body for the next
-        request.  One that never saw the field reads on from there; `_phase`
-        is BODY, so that the head it is given passes unseen.
-        """
-        while True:
-            self._upgrade = False
-            self._parser = HttpRequestParser(self)
-            try:
-                self._parser.feed_data(replayed_head(self._special))
-                if rest:
-                    self._parser.feed_data(rest)
-            except HttpParserUpgrade as e:
-                rest = rest[e.args[0] :]
-                continue
-            except HttpParserError as e:
-                self._unparsable(e)
-            return
-
-    def _check_unfinished(self, data_bytes: int, body_bytes: int) -> None:
-        """
-        Bound what the parser keeps of a head or of trailers that do not end.
-
-        What came with the body does not count, and no read counts for more
-        than it can bring.
-        """
-        self._framing_bytes += min(data_bytes - max(body_bytes, 0), READ_BYTES)
-        if self._phase == HEAD:
-            if self._framing_bytes > MAX_TARGET_BYTES + MAX_HEADER_BYTES + READ_BYTES:
-                self._refuse(Refused(431, "headers_too_large", "The head does not end."))
-        elif self._framing_bytes > MAX_FRAMING_BYTES:
-            self._refuse(Refused.bad("The chunks are too small, or have too much around them."))
-
-    def _unparsable(self, error: HttpParserError) -> None:
-        cause = error.__context__
-        if self._phase == DEAF:
-            # Whatever follows the last request of a connection.
-            return
-        if isinstance(cause, Refused):
-            self._refuse(cause)
-        elif isinstance(error, HttpParserInvalidMethodError):
-            self._refuse(
-                Refused(501, "not_implemented", "The method is unknown to this server.")
-            )
-        elif isinstance(error, HttpParserCallbackError):
-            _log.failure("a defect in reading requests", Failure(cause or error))
-            self._refuse(Refused(500, "internal_error", "The server failed; its log says how."))
-        else:
-            self._refuse(Refused.bad(f"The request is not valid HTTP/1.1: {error}."))
+    def _received(
+        self,
+        connection_field: bytes,
+        method: bytes,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> None:
+        name = _METHODS.get(method) or method.decode("ascii")
+        self._queue.append(Request(self, connection_field, name, target, headers, body))
 
     def _refuse(self, refused: Refused) -> None:
         """Parse nothing more; tell the client why when its turn comes."""
-        self._phase = DEAF
+        self._reader.phase = DEAF
         self._last_words = self.responses.build(
             refused.status, refused.body(), b"application/json", (), CLOSE, False
         )
@@ -455,7 +247,7 @@ class HTTPConnection(Protocol):
     def ends_with(self, request: Request) -> bool:
         """Whether nothing comes after the answer to `request`."""
         return (
-            self._phase == DEAF
+            self._reader.phase == DEAF
             and self._last_words is None
             and not self._queue
             and self._in_hand[-1] is request
@@ -475,7 +267,7 @@ class HTTPConnection(Protocol):
         if not self._corked:
             self._flush()
             # A client that was made to wait has all its time again.
-            self._begun = self._server.tick
+            self._reader.begun = self._server.tick
             self._advance()
 
     def _send(self, answer: bytes) -> None:
@@ -529,9 +321,9 @@ class HTTPConnection(Protocol):
             pass
         elif self._in_hand:
             self.deadline = NEVER
-        elif self._phase == IDLE:
+        elif self._reader.phase == IDLE:
             self.deadline = self._server.tick + KEEP_ALIVE_S
-        elif self._phase == DEAF:
+        elif self._reader.phase == DEAF:
             self._end()
         else:
             self._await_rest()
@@ -540,12 +332,12 @@ class HTTPConnection(Protocol):
 
     def _await_rest(self) -> None:
         """A request has begun, and there is nothing before it."""
-        if self._phase == HEAD:
-            self.deadline = self._begun + HEADER_TIMEOUT_S
+        if self._reader.phase == HEAD:
+            self.deadline = self._reader.begun + HEADER_TIMEOUT_S
             return
-        self.deadline = self._begun + REQUEST_TIMEOUT_S
-        if self._continue_due:
-            self._continue_due = False
+        self.deadline = self._reader.begun + REQUEST_TIMEOUT_S
+        if self._reader.continue_due:
+            self._reader.continue_due = False
             self._transport.write(CONTINUE)
 
     def _throttle(self) -> None:
@@ -575,7 +367,7 @@ class HTTPConnection(Protocol):
     def resumeProducing(self) -> None:
         """The client has taken everything."""
         self._blocked = False
-        self._begun = self._server.tick
+        self._reader.begun = self._server.tick
         self._advance()
 
     def stopProducing(self) -> None:
@@ -588,7 +380,7 @@ class HTTPConnection(Protocol):
         if self._closed or self._blocked:
             self.deadline = NEVER
             self._transport.abortConnection()
-        elif self._lingering or self._phase == IDLE:
+        elif self._lingering or self._reader.phase == IDLE:
             self._close()
         else:
             self._refuse(
@@ -599,9 +391,9 @@ class HTTPConnection(Protocol):
     def finish(self) -> None:
         """Answer what is in hand, take nothing more, and close."""
         self._queue.clear()
-        if self._phase == HEAD or self._phase == BODY:
+        if self._reader.phase == HEAD or self._reader.phase == BODY:
             self._refuse(Refused(503, "stopped", "This node is shutting down."))
-        self._phase = DEAF
+        self._reader.phase = DEAF
         self._advance()
 
     def abort(self) -> None:
@@ -615,7 +407,7 @@ class HTTPConnection(Protocol):
         if self._lingering:
             self._close()
         else:
-            self._phase = DEAF
+            self._reader.phase = DEAF
             self._advance()
 
     def writeConnectionLost(self) -> None:
@@ -647,7 +439,7 @@ class HTTPConnection(Protocol):
         if self._closed or self.lost:
             return
         self._closed = True
-        self._phase = DEAF
+        self._reader.phase = DEAF
         self.deadline = self._server.tick + CLOSE_TIMEOUT_S
         if not self._lingering:
             # A transport with a paused producer never closes.

@@ -630,6 +630,9 @@ class Cluster:
                 if node.raft.next_deadline <= self.time.now:
                     node.tick()
             self.settle()
+            for node in self.running():
+                # A driver would run in circles.
+                check(node.raft.next_deadline > self.time.now, "a deadline is met by a tick")
         self.time.now = end
 
     def elect(self, member_id: MemberId) -> Node:

@@ -36,7 +36,9 @@ class Inode:
         self.pending.append((offset, data))
 
     def flush(self) -> None:
-        self.durable = bytearray(self.cache)
+        """Only what is pending reaches the disk; what a failed flush lost stays lost."""
+        for offset, data in self.pending:
+            _put(self.durable, data, offset)
         self.pending.clear()
 
     def pending_sectors(self) -> list[tuple[int, bytes]]:

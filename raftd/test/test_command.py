@@ -7,6 +7,7 @@ exit status, closed descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -163,12 +164,11 @@ class TerminalTests(SynchronousTestCase):
         self.assertEqual(self.ends(child), 0)
 
     def test_a_second_signal_ends_it_at_once(self) -> None:
-        child = self.spawn(
-            command("raftd", "--name=localhost:4001", "--init"), FAKE_STOP_HANGS="1"
-        )
-        self.shows(child, "New raftd cluster created.\n")
+        arguments = command("twist raftd", "--name=localhost:4001", "--init")
+        child = self.spawn(arguments, FAKE_STOP_HANGS="1")
+        child.expect_exact("Starting reactor...\r\n")
         child.sendintr()
-        self.shows(child, "^C")
+        child.expect_exact("Received SIGINT")  # two at once would be one
         child.sendintr()
         self.assertEqual(self.ends(child), 130)
 
@@ -187,10 +187,16 @@ class PipeTests(SynchronousTestCase):
             env=environment(**variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
-        self.addCleanup(child.wait)
-        self.addCleanup(child.kill)
+        self.addCleanup(self.end, child)
         return child
+
+    def end(self, child: subprocess.Popen[bytes]) -> None:
+        """End the shell and all that it started, which may have outlived it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
     def finishes(self, child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
         output, errors = child.communicate(timeout=PATIENCE_S)

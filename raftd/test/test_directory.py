@@ -149,6 +149,14 @@ class StageTests(SynchronousTestCase):
         self.assertEqual(again.identity, JOINING)
         self.assertIs(again.stage, Stage.JOINING)
 
+    def test_49_directory_as_new_as_its_identity(self) -> None:
+        """It was made just before, and nobody flushed its parent."""
+        disk = SimulatedDisk()
+        disk.make_directory("/data")
+        directory = opened(disk)
+        directory.save(JOINING)
+        self.assertEqual(opened(disk.power_failure()).identity, JOINING)
+
     def test_log_without_identity(self) -> None:
         disk = new_disk()
         directory = opened(disk)

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from raftd.interfaces import IRequest
-from raftd.net import http1
+from raftd.net import http1, reader
 from raftd.net.http1 import HTTPConnection, HTTPFactory
 
 HOST = b"Host: localhost:4001\r\n"
@@ -237,6 +237,14 @@ class Requests(HTTPCase):
         self.requests.clear()
         self.send(*(stream[i : i + 1] for i in range(len(stream))))
         self.assertEqual([(r.path, r.body) for r in self.requests], expected)
+
+    def test_nothing_is_read_after_an_upgrade_that_closes(self) -> None:
+        self.handler = self.echo
+        fields = HOST + b"Connection: close, Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n"
+        self.send(b"PUT /1 HTTP/1.1\r\n" + fields + b"\r\nabc" + GET)
+        self.assertEqual([(r.path, r.body) for r in self.requests], [(b"/1", b"abc")])
+        (answer,) = self.answered()
+        self.assertEqual(answer.headers["Connection"], "close")
 
 
 class Answers(HTTPCase):
@@ -529,7 +537,7 @@ class Refusals(HTTPCase):
             )
 
     def test_a_long_target(self) -> None:
-        longest = b"/" + b"a" * (http1.MAX_TARGET_BYTES - 1)
+        longest = b"/" + b"a" * (reader.MAX_TARGET_BYTES - 1)
         self.handler = self.echo
         self.send(b"GET " + longest + b" HTTP/1.1\r\n" + HOST + b"\r\n")
         self.assertEqual(self.requests.pop().path, longest)
@@ -538,16 +546,16 @@ class Refusals(HTTPCase):
         )
 
     def test_many_header_fields(self) -> None:
-        most = b"X: y\r\n" * (http1.MAX_HEADERS - 1)
+        most = b"X: y\r\n" * (reader.MAX_HEADERS - 1)
         self.handler = self.echo
         self.send(b"GET /a HTTP/1.1\r\n" + HOST + most + b"\r\n")
-        self.assertEqual(len(self.requests.pop().headers), http1.MAX_HEADERS)
+        self.assertEqual(len(self.requests.pop().headers), reader.MAX_HEADERS)
         self.refused(
             b"GET /a HTTP/1.1\r\n" + HOST + most + b"X: y\r\n\r\n", 431, "headers_too_large"
         )
 
     def test_as_many_header_fields_as_there_may_be_and_an_upgrade(self) -> None:
-        most = b"X: y\r\n" * (http1.MAX_HEADERS - 4)
+        most = b"X: y\r\n" * (reader.MAX_HEADERS - 4)
         fields = HOST + most + b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: 3\r\n"
         self.send(b"PUT /a HTTP/1.1\r\n" + fields + b"\r\nabc")
         self.assertEqual(self.requests[0].body, b"abc")
@@ -898,6 +906,17 @@ class Stopping(HTTPCase):
         self.lose()
         self.successResultOf(stopped)
 
+    def test_requests_that_wait_for_others_are_dropped(self) -> None:
+        """A client sends them again (RFC 9112, 9.3.2); none of them was begun."""
+        put = b"PUT /p HTTP/1.1\r\n" + HOST + b"\r\n"
+        self.send(put + put)
+        self.factory.stop()
+        self.requests[0].respond(200)
+        (answer,) = self.answered()
+        self.assertEqual(answer.headers["Connection"], "close")
+        self.assertEqual(len(self.requests), 1)
+        self.assertTrue(self.transport.disconnecting)
+
     def test_requests_that_have_only_begun_are_refused(self) -> None:
         self.send(GET[:9])
         self.factory.stop()
@@ -973,10 +992,11 @@ class AnyBytes(HTTPCase):
 
     def assertBounded(self) -> None:
         connection = self.connection
+        reading = connection._reader
         self.assertLessEqual(len(connection._in_hand), http1.MAX_IN_HAND)
-        self.assertLessEqual(connection._body_bytes, self.max_body_bytes + http1.READ_BYTES)
-        self.assertLessEqual(len(connection._headers), http1.MAX_HEADERS)
-        self.assertLessEqual(len(connection._queue), http1.READ_BYTES // 16)
+        self.assertLessEqual(len(connection._queue), reader.READ_BYTES // 16)
+        self.assertLessEqual(len(reading._body), self.max_body_bytes)
+        self.assertLessEqual(len(reading._headers), reader.MAX_HEADERS)
 
     @settings(derandomize=True, max_examples=150, deadline=None)
     @given(st.lists(requests(), min_size=1, max_size=4), CUTS)

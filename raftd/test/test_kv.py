@@ -266,6 +266,14 @@ class Determinism(SynchronousTestCase):
             digests.add(store.digest())
         self.assertEqual(len(digests), len(logs))
 
+    def test_the_digest_does_not_depend_on_the_order_of_loading(self) -> None:
+        store, twin = Store(), Store()
+        for target in (store, twin):
+            for key in (b"b", b"c", b"a"):
+                apply(target, Put(key, b""))
+        twin._records = dict(sorted(twin._records.items()))
+        self.assertEqual(store.digest(), twin.digest())
+
     def test_the_digest_is_the_same_in_another_process(self) -> None:
         """No order that depends on the seed of string hashes gets into it."""
         program = (

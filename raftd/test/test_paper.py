@@ -512,6 +512,17 @@ class Section53(SynchronousTestCase):
         (request,) = appends_in(leader.take(), 2)
         self.assertEqual(request.prev_log_index, 6)
 
+    def test_5_3_a_refusal_of_another_request_changes_nothing(self) -> None:
+        leader = Node(1, THREE, disk=Disk(log_of([1, 1, 2, 2, 2]), HardState(2)))
+        leader.become_leader()
+        leader.respond(2, AppendEntriesResponse(3, False, 5, 4, 1))
+        leader.take()
+        assert leader.raft.leadership is not None
+        progress = leader.raft.leadership.progress[2]
+        for refused in (5, 4, 3, 1):
+            leader.respond(2, AppendEntriesResponse(3, False, refused, 0, 0))
+            self.assertEqual((progress.next_index, appends_in(leader.take(), 2)), (3, []))
+
     def test_5_3_a_leader_never_overwrites_or_deletes_entries_of_its_own(self) -> None:
         leader = leader_of(3, (1, 2), term=2)
         before = leader.raft.log.entries(1, 3)

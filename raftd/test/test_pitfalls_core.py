@@ -257,7 +257,9 @@ class Elections(SynchronousTestCase):
         self.assertEqual(node.answer(3, PreVote(2, 0, 0)), PreVoteResponse(2, True))
         self.assertEqual(node.raft.next_deadline, due)
         # Nor does it make this node refuse the next.
-        self.assertEqual(node.answer(1, PreVote(2, 0, 0)), PreVoteResponse(2, True))
+        for candidate in (1, 3):
+            answer = node.answer(candidate, PreVote(2, 0, 0))
+            self.assertEqual(answer, PreVoteResponse(2, True), candidate)
         self.assertEqual(node.raft.hard_state, HardState(1, NOBODY))
 
     def test_10_a_restarted_node_of_a_lower_term_and_the_rest_do_not_block(self) -> None:
@@ -293,11 +295,14 @@ class Elections(SynchronousTestCase):
         leader.read(7)
         leader.collect()
         since = leader.time.now
-        while leader.raft.role is Role.LEADER:
+        for _ in range(10):
+            if leader.raft.role is not Role.LEADER:
+                break
             leader.time.now = leader.raft.next_deadline
             # One of four others answers: two of five are no quorum.
             leader.respond(2, HeartbeatResponse(leader.raft.term, 0))
             leader.tick()
+        self.assertIs(leader.raft.role, Role.FOLLOWER)
         self.assertLessEqual(leader.time.now - since, ELECTION_S + HEARTBEAT_S)
         self.assertEqual(leader.raft.leader_id, NOBODY)
         leader.collect()
@@ -338,6 +343,12 @@ class Replication(SynchronousTestCase):
         leader.acknowledge(2, 2)
         leader.respond(2, AppendEntriesResponse(2, False, 3, 1, 1))
         leader.unreachable(2)
+        self.assertEqual((progress.match_index, progress.next_index), (4, 5))
+        # Nor does it on a hint from before.
+        leader.acknowledge(2, 4)
+        leader.propose(b"x")
+        leader.collect()
+        leader.respond(2, AppendEntriesResponse(2, False, 5, 1, 1))
         self.assertEqual((progress.match_index, progress.next_index), (4, 5))
 
     def test_16_a_refusal_commits_nothing(self) -> None:
@@ -567,6 +578,7 @@ class Reads(SynchronousTestCase):
         (round_of_7,) = {h.round for h in heartbeats_in(leader.take())}
         # The process is paused here; then a read arrives, and the old answers.
         leader.read(8)
+        leader.collect()
         leader.respond(2, HeartbeatResponse(1, round_of_7))
         (round_of_8,) = {h.round for h in heartbeats_in(leader.take())}
         self.assertEqual(leader.reads, [(7, 1)])
@@ -617,10 +629,16 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.lost_reads, [7])
         leader.become_leader()
+        leader.read(8)
+        leader.collect()
         leader.respond(2, HeartbeatResponse(1, 1))
         leader.respond(3, HeartbeatResponse(1, 1))
         leader.collect()
         self.assertEqual(leader.reads, [])
+        self.assertEqual(leader.raft.term, 3)
+        leader.respond(2, HeartbeatResponse(3, 1))
+        leader.collect()
+        self.assertEqual([context for context, _ in leader.reads], [8])
 
     def test_26_an_answer_to_a_heartbeat_of_an_earlier_term_confirms_nothing(self) -> None:
         node = follower(term=5)

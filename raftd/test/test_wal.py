@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import random
 import re
@@ -21,12 +20,11 @@ from zope.interface.verify import verifyObject
 from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, Fatal, InvariantViolated, StorageFailed
 from raftd.interfaces import ILogStorage
-from raftd.storage import frames, segments, wal
+from raftd.storage import frames, wal
 from raftd.storage.files import Files
-from raftd.storage.frames import SECTOR, STAMP
+from raftd.storage.frames import SECTOR
 from raftd.storage.segments import (
     SegmentHeader,
-    decode_segment_header,
     encode_segment_header,
 )
 from raftd.storage.wal import Wal
@@ -46,105 +44,6 @@ from raftd.test.logrig import (
 from raftd.test.simdisk import Operation
 
 SEED = frames.checksum_seed(int.from_bytes(SALT, "little"))
-
-
-class FrameTests(SynchronousTestCase):
-    def test_round_trip(self) -> None:
-        """Payloads of every length around the sector boundaries, and of large ones."""
-        choice = random.Random(1)
-        lengths = [*range(1100), *choice.sample(range(1100, 300_000), 20)]
-        # From 512 sectors on, stamps lie among the moved bytes.
-        lengths += [511 * n - 24 + d for n in (511, 512, 513, 1025) for d in (-1, 0, 1)]
-        for length in lengths:
-            for payload in (choice.randbytes(length), bytes(length)):
-                frame = bytes(frames.encode_frame(9, payload, SEED))
-                self.assertEqual(len(frame), frames.extent_of(length))
-                self.assertEqual(set(frame[SECTOR - 1 :: SECTOR]), {STAMP})
-                header = frames.decode_header(frame, 0, SEED)
-                assert header is not None
-                self.assertEqual(header[:2], (9, length))
-                self.assertEqual(frames.decode_payload(frame, 0, header, SEED), payload)
-
-    def test_limits(self) -> None:
-        self.assertEqual(frames.extent_of(511 - 24), SECTOR)
-        self.assertEqual(frames.extent_of(511 - 23), 2 * SECTOR)
-        for space in range(SECTOR, 20 * SECTOR, SECTOR):
-            self.assertEqual(frames.extent_of(frames.payload_limit(space)), space)
-            self.assertEqual(frames.extent_of(frames.payload_limit(space) + 1), space + SECTOR)
-        self.assertEqual(frames.payload_limit(1 << 30), frames.FRAME_PAYLOAD_LIMIT)
-
-    def test_46_torn_tail_is_never_damage(self) -> None:
-        """All combinations of the sectors of a frame, and all beginnings of it, are torn."""
-        frame = bytes(frames.encode_frame(5, bytes(range(256)) * 14 + bytes(700), SEED))
-        sectors = [frame[i : i + SECTOR] for i in range(0, len(frame), SECTOR)]
-        self.assertEqual(len(sectors), 9)
-        for kept in itertools.product((False, True), repeat=len(sectors)):
-            left = b"".join(
-                s if k else bytes(SECTOR) for s, k in zip(sectors, kept, strict=True)
-            )
-            if all(kept):
-                continue
-            extent = frames.torn_extent(left + bytes(4096), 0, 5, SEED)
-            self.assertEqual(extent, len(left.rstrip(b"\0")) and self._last(kept) * SECTOR)
-        for length in range(len(frame)):
-            left = frame[:length].ljust(len(frame) + 4096, b"\0")
-            self.assertLessEqual(frames.torn_extent(left, 0, 5, SEED), len(frame))
-
-    def _last(self, kept: tuple[bool, ...]) -> int:
-        return max(i for i, k in enumerate(kept, 1) if k)
-
-    def test_46_a_forged_frame(self) -> None:
-        """
-        What a client stores is never taken for a frame: another log's frames,
-        at sector boundaries of a torn one.
-        """
-        other = frames.checksum_seed(1234)
-        forged = bytes(frames.encode_frame(6, b"forged", other))
-        for missing in (0, 1, 2):
-            frame = bytearray(frames.encode_frame(5, bytes(SECTOR - 24) + forged * 4, SEED))
-            frame[missing * SECTOR : (missing + 1) * SECTOR] = bytes(SECTOR)
-            # Only the last bytes of each sector are not the client's.
-            self.assertGreater(bytes(frame).count(forged[:24]), 2)
-            self.assertGreater(frames.torn_extent(bytes(frame), 0, 5, SEED), 0)
-
-    def test_46_a_later_frame_shows_damage(self) -> None:
-        """The first sector of a frame is lost, and the next frame is there."""
-        lost = bytearray(frames.encode_frame(5, bytes(1000), SEED))
-        lost[:SECTOR] = bytes(SECTOR)
-        for lost_frame in (bytes(lost), bytes(len(lost))):
-            data = lost_frame + bytes(frames.encode_frame(6, b"next", SEED)) + bytes(2048)
-            with self.assertRaises(frames.Damage) as caught:
-                frames.torn_extent(data, 0, 5, SEED)
-            self.assertEqual(caught.exception.offset, 0)
-            self.assertIn("another follows at offset 1536", str(caught.exception))
-
-
-class SegmentHeaderTests(SynchronousTestCase):
-    def test_round_trip(self) -> None:
-        header = SegmentHeader(4096, 7, MEMBER, 99)
-        data = encode_segment_header(header)
-        self.assertEqual(len(data), SECTOR)
-        self.assertEqual(decode_segment_header(data, "f"), header)
-
-    def test_flipped_bits(self) -> None:
-        data = encode_segment_header(SegmentHeader(4096, 7, MEMBER, 99))
-        for position in range(8 * SECTOR):
-            flipped = bytearray(data)
-            flipped[position // 8] ^= 1 << position % 8
-            with self.assertRaises(DirectoryDamaged):
-                decode_segment_header(bytes(flipped), "f")
-
-    def test_version_of_the_future(self) -> None:
-        """It has its own sentence, and is not called damaged."""
-        self.patch(segments, "FORMAT_VERSION", 2)
-        data = encode_segment_header(SegmentHeader(4096, 7, MEMBER, 99))
-        self.patch(segments, "FORMAT_VERSION", 1)
-        with self.assertRaises(DirectoryDamaged) as caught:
-            decode_segment_header(data, "/data/log/7")
-        self.assertTrue(
-            str(caught.exception).startswith("/data/log/7 has log format version 2, and this"),
-            str(caught.exception),
-        )
 
 
 class WalTests(SynchronousTestCase):
@@ -234,6 +133,30 @@ class WalTests(SynchronousTestCase):
                 recovered(rig.disk)
             self.assertIn(f"{path} is damaged at offset 1024", str(caught.exception))
             self.assertIn(reason, str(caught.exception))
+
+    def frame_into(self, rig: Rig, number: int, offset: int, frame: bytes) -> None:
+        rig.disk.inode(f"{PATH}/{number:020}.segment").write(frame, offset)
+
+    def test_46_frames_in_the_wrong_segment(self) -> None:
+        """Each of these frames would be the next, were it not for what is before it."""
+        whole = bytes(frames.encode_frame(2, msgspec.msgpack.encode([(None, [])]), SEED))
+        torn = bytes(frames.encode_frame(2, bytes(1000), SEED)[:SECTOR])
+        for first, second, third, sentence in (
+            (torn, whole, b"", "1.segment is damaged at offset 1024: a frame is incomplete"),
+            (torn, torn, b"", "1.segment is damaged at offset 1024: a frame is incomplete"),
+            (b"", torn, torn, "3.segment is damaged at offset 512: it holds data, but the"),
+            (b"", b"", whole, "3.segment is damaged at offset 512: it holds data, but the"),
+            (b"", b"", torn, "3.segment is damaged at offset 512: it holds data, but the"),
+        ):
+            rig = create_rig().start()
+            rig.wal._writer.preparer.take()
+            rig.wal._writer.preparer.take()
+            self.frame_into(rig, 1, 1024, first)
+            self.frame_into(rig, 2, 512, second)
+            self.frame_into(rig, 3, 512, third)
+            with self.assertRaises(DirectoryDamaged) as caught:
+                recovered(rig.disk)
+            self.assertIn(sentence, str(caught.exception))
 
     def test_files_of_others_are_left_alone(self) -> None:
         rig = self.long_log()
@@ -361,7 +284,10 @@ class GroupCommitTests(SynchronousTestCase):
         def judge(operation: Operation) -> None:
             self.rig.reactor.run()
             self.assertEqual(self.rig.persisted, [])
-            seen.add(len(recovered(self.rig.disk.power_failure())[1]))
+            hard_state, log = recovered(self.rig.disk.power_failure())
+            seen.add(len(log))
+            # The hard state goes with the first of them.
+            self.assertEqual(hard_state, state[0] if log else HardState())
 
         self.rig.disk.before = judge
         self.rig.write(*state)
@@ -369,6 +295,14 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual(self.rig.persisted, [1])
         self.assertGreater(len(seen), 3)
         self.assertEqual(recovered(self.rig.disk.power_failure()), state)
+
+    def test_frame_that_ends_within_a_write(self) -> None:
+        """The writes that it completes are reported, and the last when it is complete."""
+        self.rig.write(None, entries(1, 1))
+        self.rig.write(None, entries(2, 41, size=2000))
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        self.assertGreater(self.names().count("flush"), 1)
 
     def test_entry_that_fits_no_frame(self) -> None:
         """Refused to its caller; the log goes on."""
@@ -430,239 +364,6 @@ class GroupCommitTests(SynchronousTestCase):
         self.rig.run()
         state = HardState(2, 5), [*entries(1, 2, term=2), entry(3, 2), entry(4, 2)]
         self.assertEqual(recovered(self.rig.disk), state)
-
-
-class PreparationTests(SynchronousTestCase):
-    """The next segment is made off the hot path."""
-
-    def setUp(self) -> None:
-        self.rig = create_rig().start()
-        self.operations: list[Operation] = []
-
-    def fill(self) -> None:
-        """Three writes that take a segment each second time or so."""
-        for _ in range(3):
-            number = self.rig.number + 1
-            self.rig.write(None, [entry(number, data=b"x" * 1100)])
-            self.rig.run_log()
-
-    def test_ready_ahead_of_need(self) -> None:
-        """A flush that begins a segment only writes and flushes."""
-        self.rig.run_preparer()
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
-        self.rig.disk.before = self.operations.append
-        self.fill()
-        self.assertEqual(self.rig.persisted, [1, 2, 3])
-        self.assertEqual([o.name for o in self.operations], ["write", "flush"] * 3)
-        self.assertEqual(len({o.path for o in self.operations}), 2)
-        # And then the one after it is made.
-        self.rig.run_preparer()
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
-
-    def test_made_when_it_is_not_ready(self) -> None:
-        self.fill()
-        self.assertEqual(self.rig.persisted, [1, 2, 3])
-        self.assertEqual(len(recovered(self.rig.disk.power_failure())[1]), 3)
-
-    def test_46_no_more_than_one_ahead(self) -> None:
-        for _ in range(4):
-            self.rig.workers["raftd log segments"].do(self.rig.wal._prepare)
-            self.rig.run_preparer()
-        names = [n for n in self.rig.disk.contents() if n.endswith(".segment")]
-        self.assertEqual(len(names), 2)
-
-    def full(self, operation: Operation) -> None:
-        """A disk on which nothing new finds room."""
-        self.operations.append(operation)
-        if operation.path.endswith(".tmp") and operation.name == "write":
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def test_48_full_disk_ahead_of_need(self) -> None:
-        """The log goes on, says why it is in trouble, and recovers when there is room."""
-        self.rig.disk.before = self.full
-        self.rig.run_preparer()
-        self.assertIn("No space left on device", self.rig.wal.trouble)
-        self.assertEqual(self.rig.failures, [])
-        self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
-        self.rig.write(None, [entry(1)])
-        self.rig.run_log()
-        self.assertEqual(self.rig.persisted, [1])
-        self.rig.disk.before = self.operations.append
-        self.rig.run_preparer()
-        self.assertEqual(self.rig.wal.trouble, "")
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
-
-    def test_48_full_disk_when_needed(self) -> None:
-        """Then it stops, once and for all, and a restart with room is clean."""
-        self.rig.disk.before = self.full
-        self.fill()
-        self.assertEqual(self.rig.persisted, [1, 2])
-        [failure] = self.rig.failures
-        self.assertIsInstance(failure, StorageFailed)
-        self.assertIn("No space left on device", str(failure))
-        self.assertIn("/data/log", str(failure))
-        self.rig.disk.before = lambda operation: None
-        self.fill()
-        self.assertEqual(self.rig.persisted, [1, 2])
-        self.assertEqual(len(self.rig.failures), 1)
-        rig = open_rig(self.rig.disk.power_failure()).start()
-        self.assertEqual(len(rig.wal.entries), 2)
-        rig.write(None, [entry(3)])
-        rig.run()
-        self.assertEqual(rig.persisted, [1])
-
-    def test_attempts_on_a_full_disk_are_bounded(self) -> None:
-        """One for each part of a segment, not one for each flush."""
-        rig = create_rig(segment_bytes=1 << 18).start()
-        rig.disk.before = self.full
-        for _ in range(200):
-            rig.write(None, [entry(rig.number + 1)])
-            rig.run()
-        attempts = [o for o in self.operations if o.name == "create"]
-        self.assertGreater(len(attempts), 3)
-        self.assertLess(len(attempts), 12)
-        self.assertEqual(rig.acknowledged, 200)
-
-    def test_47_name_that_may_not_last(self) -> None:
-        """A segment whose name could not be flushed is never used, and the log stops."""
-
-        def fail(operation: Operation) -> None:
-            if operation.name == "flush_directory":
-                raise OSError(errno.EIO, "Input/output error")
-
-        self.rig.disk.before = fail
-        self.rig.run_preparer()
-        self.rig.run_log()
-        [failure] = self.rig.failures
-        self.assertIn("The directory /data/log could not be flushed", str(failure))
-        self.fill()
-        self.assertEqual(self.rig.persisted, [])
-
-    def test_other_length(self) -> None:
-        """Segments of another length are taken over, and new ones have the new length."""
-        self.rig.run()
-        self.rig.write(None, entries(1, 2))
-        self.rig.run()
-        rig = open_rig(self.rig.disk.power_failure(), segment_bytes=8192).start()
-        for i in range(3, 14):
-            rig.write(None, [entry(i, data=b"y" * 900)])
-            rig.run()
-        self.assertEqual(rig.acknowledged, 11, rig.failures)
-        lengths = {len(d) for p, d in rig.disk.contents().items()}
-        self.assertEqual(lengths, {4096, 8192})
-        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 13)
-
-    def test_unfit_length(self) -> None:
-        for length in (0, 512, 1000, 1 << 31):
-            self.assertRaises(ValueError, create_rig, None, segment_bytes=length)
-
-
-class FailureTests(SynchronousTestCase):
-    def test_47_a_failed_flush_is_not_retried(self) -> None:
-        rig = create_rig().start()
-        rig.run()
-        operations: list[str] = []
-
-        def fail(operation: Operation) -> None:
-            operations.append(operation.name)
-            if operation.name == "flush":
-                raise OSError(errno.EIO, "Input/output error")
-
-        rig.disk.before = fail
-        rig.write(None, entries(1, 1))
-        rig.write(None, entries(2, 2))
-        rig.run()
-        rig.write(None, entries(3, 3))
-        rig.run()
-        self.assertEqual(operations, ["write", "flush"])
-        self.assertEqual(rig.persisted, [])
-        [failure] = rig.failures
-        self.assertIn("00000000000000000001.segment", str(failure))
-        self.assertIn("Input/output error", str(failure))
-        closed = rig.wal.close()
-        rig.run()
-        self.successResultOf(closed)
-        self.assertEqual(operations, ["write", "flush"])
-        self.assertEqual(rig.disk.open_count, 0)
-
-    def test_acknowledgements_on_their_way(self) -> None:
-        """What was durable before the failure may be reported; nothing after it."""
-        rig = create_rig(segment_bytes=1 << 16).start()
-        rig.run()
-
-        written = [b""]
-
-        def fail(operation: Operation) -> None:
-            if operation.name == "write":
-                written[0] = operation.data
-            elif b"bad" in written[0]:
-                raise OSError(errno.EIO, "Input/output error")
-
-        rig.disk.before = fail
-        rig.write(None, [entry(1, data=bytes(40_000))])
-        rig.write(None, [entry(2, data=b"bad" * 14_000)])
-        rig.run()
-        self.assertEqual((rig.persisted, len(rig.failures)), ([1], 1))
-
-    def test_defect_in_a_thread(self) -> None:
-        """Never a thread that died silently."""
-        for name in ("raftd log", "raftd log segments"):
-            rig = create_rig().start()
-
-            def fail(operation: Operation) -> None:
-                raise ZeroDivisionError("a defect")
-
-            rig.disk.before = fail
-            if name == "raftd log":
-                rig.write(None, entries(1, 1))
-            rig.workers[name].run()
-            rig.run_log()
-            [failure] = rig.failures
-            self.assertIsInstance(failure, StorageFailed)
-            self.assertIn("ZeroDivisionError('a defect')", str(failure))
-            rig.disk.before = lambda operation: None
-            rig.write(None, entries(1, 1))
-            rig.run()
-            self.assertEqual(rig.persisted, [])
-
-
-class CloseTests(SynchronousTestCase):
-    def test_flushes_what_is_queued(self) -> None:
-        rig = create_rig().start()
-        rig.write(None, entries(1, 4))
-        closed = rig.wal.close()
-        self.assertNoResult(closed)
-        rig.run()
-        self.successResultOf(closed)
-        self.assertEqual(rig.persisted, [1])
-        self.assertEqual(rig.disk.open_count, 0)
-        self.assertTrue(all(worker.ended for worker in rig.workers.values()))
-        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 4)
-
-    def test_nothing_afterwards(self) -> None:
-        """Not even a segment that was to be prepared: the directory may be another's by now."""
-        rig = create_rig().start()
-        closed = rig.wal.close()
-        rig.run_log()
-        self.successResultOf(closed)
-        before = rig.disk.operations
-        rig.run_preparer()
-        self.assertEqual(rig.disk.operations, before)
-        self.assertRaises(InvariantViolated, rig.write, None, [])
-        self.assertRaises(InvariantViolated, rig.wal.close)
-
-    def test_never_started(self) -> None:
-        rig = create_rig()
-        self.successResultOf(rig.wal.close())
-        self.assertEqual(rig.disk.open_count, 0)
-        self.assertRaises(InvariantViolated, rig.start)
-
-    def test_started_twice(self) -> None:
-        rig = create_rig().start()
-        self.assertRaises(InvariantViolated, rig.start)
-
-    def test_write_before_start(self) -> None:
-        self.assertRaises(InvariantViolated, create_rig().write, None, [])
 
 
 class ThreadTests(TestCase):

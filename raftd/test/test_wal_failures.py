@@ -1,0 +1,285 @@
+"""The write-ahead log when a segment, a write or a flush fails, and when it is closed."""
+
+from __future__ import annotations
+
+import errno
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.errors import InvariantViolated, StorageFailed
+from raftd.test.logrig import (
+    create_rig,
+    entries,
+    entry,
+    open_rig,
+    recovered,
+)
+from raftd.test.simdisk import Operation
+
+
+class PreparationTests(SynchronousTestCase):
+    """The next segment is made off the hot path."""
+
+    def setUp(self) -> None:
+        self.rig = create_rig().start()
+        self.operations: list[Operation] = []
+
+    def fill(self) -> None:
+        """Three writes that take a segment each second time or so."""
+        for _ in range(3):
+            number = self.rig.number + 1
+            self.rig.write(None, [entry(number, data=b"x" * 1100)])
+            self.rig.run_log()
+
+    def test_ready_ahead_of_need(self) -> None:
+        """A flush that begins a segment only writes and flushes."""
+        self.rig.run_preparer()
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+        self.rig.disk.before = self.operations.append
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2, 3])
+        self.assertEqual([o.name for o in self.operations], ["write", "flush"] * 3)
+        self.assertEqual(len({o.path for o in self.operations}), 2)
+        # And then the one after it is made.
+        self.rig.run_preparer()
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+
+    def test_made_when_it_is_not_ready(self) -> None:
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2, 3])
+        self.assertEqual(len(recovered(self.rig.disk.power_failure())[1]), 3)
+
+    def test_46_no_more_than_one_ahead(self) -> None:
+        for _ in range(4):
+            self.rig.workers["raftd log segments"].do(self.rig.wal._prepare)
+            self.rig.run_preparer()
+        names = [n for n in self.rig.disk.contents() if n.endswith(".segment")]
+        self.assertEqual(len(names), 2)
+
+    def full(self, operation: Operation) -> None:
+        """A disk on which nothing new finds room."""
+        self.operations.append(operation)
+        if operation.path.endswith(".tmp") and operation.name == "write":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def test_48_full_disk_ahead_of_need(self) -> None:
+        """The log goes on, says why it is in trouble, and recovers when there is room."""
+        self.rig.disk.before = self.full
+        self.rig.run_preparer()
+        self.assertIn("No space left on device", self.rig.wal.trouble)
+        self.assertEqual(self.rig.failures, [])
+        self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
+        self.rig.write(None, [entry(1)])
+        self.rig.run_log()
+        self.assertEqual(self.rig.persisted, [1])
+        self.rig.disk.before = self.operations.append
+        self.rig.run_preparer()
+        self.assertEqual(self.rig.wal.trouble, "")
+        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+
+    def test_48_full_disk_when_needed(self) -> None:
+        """Then it stops, once and for all, and a restart with room is clean."""
+        self.rig.disk.before = self.full
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        [failure] = self.rig.failures
+        self.assertIsInstance(failure, StorageFailed)
+        self.assertIn("No space left on device", str(failure))
+        self.assertIn("/data/log", str(failure))
+        self.rig.disk.before = lambda operation: None
+        self.fill()
+        self.assertEqual(self.rig.persisted, [1, 2])
+        self.assertEqual(len(self.rig.failures), 1)
+        rig = open_rig(self.rig.disk.power_failure()).start()
+        self.assertEqual(len(rig.wal.entries), 2)
+        rig.write(None, [entry(3)])
+        rig.run()
+        self.assertEqual(rig.persisted, [1])
+
+    def test_attempts_on_a_full_disk_are_bounded(self) -> None:
+        """One for each part of a segment, not one for each flush."""
+        rig = create_rig(segment_bytes=1 << 18).start()
+        rig.disk.before = self.full
+        for _ in range(200):
+            rig.write(None, [entry(rig.number + 1)])
+            rig.run()
+        attempts = [o for o in self.operations if o.name == "create"]
+        self.assertGreater(len(attempts), 3)
+        self.assertLess(len(attempts), 12)
+        self.assertEqual(rig.acknowledged, 200)
+
+    def test_47_name_that_may_not_last(self) -> None:
+        """A segment whose name could not be flushed is never used, and the log stops."""
+
+        def fail(operation: Operation) -> None:
+            if operation.name == "flush_directory":
+                raise OSError(errno.EIO, "Input/output error")
+
+        self.rig.disk.before = fail
+        self.rig.run_preparer()
+        self.rig.run_log()
+        [failure] = self.rig.failures
+        self.assertIn("The directory /data/log could not be flushed", str(failure))
+        self.fill()
+        self.assertEqual(self.rig.persisted, [])
+
+    def test_other_length(self) -> None:
+        """Segments of another length are taken over, and new ones have the new length."""
+        self.rig.run()
+        self.rig.write(None, entries(1, 2))
+        self.rig.run()
+        rig = open_rig(self.rig.disk.power_failure(), segment_bytes=8192).start()
+        for i in range(3, 14):
+            rig.write(None, [entry(i, data=b"y" * 900)])
+            rig.run()
+        self.assertEqual(rig.acknowledged, 11, rig.failures)
+        lengths = {len(d) for p, d in rig.disk.contents().items()}
+        self.assertEqual(lengths, {4096, 8192})
+        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 13)
+
+    def test_unfit_length(self) -> None:
+        for length in (0, 512, 1000, 1 << 31):
+            self.assertRaises(ValueError, create_rig, None, segment_bytes=length)
+
+
+class FailureTests(SynchronousTestCase):
+    def test_47_a_failed_flush_is_not_retried(self) -> None:
+        rig = create_rig().start()
+        rig.run()
+        operations: list[str] = []
+
+        def fail(operation: Operation) -> None:
+            operations.append(operation.name)
+            if operation.name == "flush":
+                raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.write(None, entries(2, 2))
+        rig.run()
+        rig.write(None, entries(3, 3))
+        rig.run()
+        self.assertEqual(operations, ["write", "flush"])
+        self.assertEqual(rig.persisted, [])
+        [failure] = rig.failures
+        self.assertIn("00000000000000000001.segment", str(failure))
+        self.assertIn("Input/output error", str(failure))
+        closed = rig.wal.close()
+        rig.run()
+        self.successResultOf(closed)
+        self.assertEqual(operations, ["write", "flush"])
+        self.assertEqual(rig.disk.open_count, 0)
+
+    def test_nothing_is_written_before_the_node_knows(self) -> None:
+        """The log has stopped, and the reactor does not know yet: it writes on, in vain."""
+        rig = create_rig().start()
+        rig.run()
+        operations: list[str] = []
+
+        def fail(operation: Operation) -> None:
+            operations.append(operation.name)
+            raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.workers["raftd log"].run()
+        rig.write(None, entries(2, 2))
+        rig.workers["raftd log"].run()
+        self.assertEqual(operations, ["write"])
+        rig.run()
+        self.assertEqual((rig.persisted, len(rig.failures)), ([], 1))
+
+    def test_two_failures(self) -> None:
+        """Only the first is told."""
+        rig = create_rig().start()
+
+        def fail(operation: Operation) -> None:
+            if operation.name in ("flush_directory", "write"):
+                raise ZeroDivisionError(operation.name)
+
+        rig.disk.before = fail
+        rig.write(None, entries(1, 1))
+        rig.workers["raftd log"].run()
+        rig.run_preparer()
+        rig.run()
+        [failure] = rig.failures
+        self.assertIn("ZeroDivisionError('write')", str(failure))
+
+    def test_acknowledgements_on_their_way(self) -> None:
+        """What was durable before the failure may be reported; nothing after it."""
+        rig = create_rig(segment_bytes=1 << 16).start()
+        rig.run()
+
+        written = [b""]
+
+        def fail(operation: Operation) -> None:
+            if operation.name == "write":
+                written[0] = operation.data
+            elif b"bad" in written[0]:
+                raise OSError(errno.EIO, "Input/output error")
+
+        rig.disk.before = fail
+        rig.write(None, [entry(1, data=bytes(40_000))])
+        rig.write(None, [entry(2, data=b"bad" * 14_000)])
+        rig.run()
+        self.assertEqual((rig.persisted, len(rig.failures)), ([1], 1))
+
+    def test_defect_in_a_thread(self) -> None:
+        """Never a thread that died silently."""
+        for name in ("raftd log", "raftd log segments"):
+            rig = create_rig().start()
+
+            def fail(operation: Operation) -> None:
+                raise ZeroDivisionError("a defect")
+
+            rig.disk.before = fail
+            if name == "raftd log":
+                rig.write(None, entries(1, 1))
+            rig.workers[name].run()
+            rig.run_log()
+            [failure] = rig.failures
+            self.assertIsInstance(failure, StorageFailed)
+            self.assertIn("ZeroDivisionError('a defect')", str(failure))
+            rig.disk.before = lambda operation: None
+            rig.write(None, entries(1, 1))
+            rig.run()
+            self.assertEqual(rig.persisted, [])
+
+
+class CloseTests(SynchronousTestCase):
+    def test_flushes_what_is_queued(self) -> None:
+        rig = create_rig().start()
+        rig.write(None, entries(1, 4))
+        closed = rig.wal.close()
+        self.assertNoResult(closed)
+        rig.run()
+        self.successResultOf(closed)
+        self.assertEqual(rig.persisted, [1])
+        self.assertEqual(rig.disk.open_count, 0)
+        self.assertTrue(all(worker.ended for worker in rig.workers.values()))
+        self.assertEqual(len(recovered(rig.disk.power_failure())[1]), 4)
+
+    def test_nothing_afterwards(self) -> None:
+        """Not even a segment that was to be prepared: the directory may be another's by now."""
+        rig = create_rig().start()
+        closed = rig.wal.close()
+        rig.run_log()
+        self.successResultOf(closed)
+        before = rig.disk.operations
+        rig.run_preparer()
+        self.assertEqual(rig.disk.operations, before)
+        self.assertRaises(InvariantViolated, rig.write, None, [])
+        self.assertRaises(InvariantViolated, rig.wal.close)
+
+    def test_never_started(self) -> None:
+        rig = create_rig()
+        self.successResultOf(rig.wal.close())
+        self.assertEqual(rig.disk.open_count, 0)
+        self.assertRaises(InvariantViolated, rig.start)
+
+    def test_started_twice(self) -> None:
+        rig = create_rig().start()
+        self.assertRaises(InvariantViolated, rig.start)
+
+    def test_write_before_start(self) -> None:
+        self.assertRaises(InvariantViolated, create_rig().write, None, [])
