@@ -256,6 +256,7 @@ class IPeer(Interface):
     once when there is no connection; it always fires within a bounded time.
     """
 
+    member: Member = Attribute("Who it is.")
     connected: bool = Attribute("Whether a handshake has succeeded and the connection stands.")
     refusal: str = Attribute("Why the last handshake was refused, a sentence; or empty.")
 
@@ -284,10 +285,18 @@ class IPeer(Interface):
     def change_membership(
         changes: Sequence[Change], force: bool, timeout_ms: int
     ) -> Deferred[Configuration]:
-        """Ask the peer, as the leader, to change the configuration; the one that results."""
+        """
+        Ask the peer, as the leader, to change the configuration; the one that results.
+
+        `NoLeader` and `PeerUnreachable` as of `forward`.
+        """
 
     def transfer(successor: MemberId | None, timeout_ms: int) -> Deferred[None]:
-        """Ask the peer, as the leader, to let another lead; None: whoever it thinks best."""
+        """
+        Ask the peer, as the leader, to let another lead; None: whoever it thinks best.
+
+        `NoLeader` and `PeerUnreachable` as of `forward`.
+        """
 
     def close() -> Deferred[None]:
         """Disconnect and stop reconnecting; fires when that is done."""
@@ -348,6 +357,32 @@ class INode(Interface):
         acknowledged anywhere before the call (thesis 6.4).
 
         Never `OutcomeUnknown`.
+        """
+
+    def change_membership(changes: Sequence[Change], force: bool) -> Deferred[Configuration]:
+        """
+        Change who is a member, and in which role, wherever the leader is; all of
+        `changes` together.
+
+        Fires within the request timeout, or a little later, with the
+        configuration that results when it is committed; at once if it says
+        nothing new.  `ChangeRefused`, or a subclass, says why it may not be;
+        `force` overrides only what is refused for want of voters that answer.
+        Other outcomes as of `propose`.
+        """
+
+    def transfer(successor: MemberId | None) -> Deferred[None]:
+        """
+        Let another voter lead; None: whoever is best prepared.
+
+        Fires when another leads.  `TransferFailed` if it does not come about,
+        `ChangeRefused` if it cannot; other outcomes as of `propose`.
+        """
+
+    def read_recent(max_staleness_s: float, done: Done[None]) -> None:
+        """
+        Like `read`, but writes acknowledged within the last `max_staleness_s`
+        seconds may be missing; often answered at once.
         """
 
     def status() -> NodeStatus:

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from raftd.applier import Applier
 from raftd.core.log import Log
-from raftd.core.membership import Configuration
+from raftd.core.membership import Change, Configuration
 from raftd.core.messages import (
     NOBODY,
     Entry,
@@ -33,8 +33,10 @@ from raftd.core.messages import (
 )
 from raftd.core.messages import Request as RPCRequest
 from raftd.core.quorum import has_quorum
-from raftd.core.raft import Outgoing, Raft, Random, Ready, Role
+from raftd.core.raft import Raft, Random, Role
+from raftd.core.ready import Outgoing, Ready
 from raftd.core.settings import Settings
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
     ChangeInProgress,
     Fatal,
@@ -45,8 +47,20 @@ from raftd.errors import (
     PeerUnreachable,
     ProtocolViolation,
     RaftdError,
+    Removed,
     Stopped,
     Superseded,
+    TransferFailed,
+)
+from raftd.events import (
+    Committed,
+    Event,
+    LeaderChanged,
+    MembershipChanged,
+    Observer,
+    SnapshotRestored,
+    SnapshotTaken,
+    TermChanged,
 )
 from raftd.interfaces import (
     Done,
@@ -54,12 +68,24 @@ from raftd.interfaces import (
     INode,
     INodeRPC,
     IPeer,
+    ISnapshotStore,
     IStateMachine,
     ITransport,
     MemberStatus,
     NodeStatus,
 )
 from raftd.routing import RETRY_DELAY_S, Router
+from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
+
+
+class _Seen:
+    """What the observers have been told."""
+
+    def __init__(self, term: int, configuration_index: int) -> None:
+        self.term = term
+        self.leader_id = NOBODY
+        self.applied_index = 0
+        self.configuration_index = configuration_index
 
 
 @implementer(INode, INodeRPC)
@@ -79,13 +105,21 @@ class Node:
         member: Member,
         cluster_id: int,
         storage: ILogStorage,
+        snapshots: ISnapshotStore,
         transport: ITransport,
         state_machine: IStateMachine,
         random: Random,
         settings: Settings,
         request_timeout_s: float,
         on_fatal: Callable[[Fatal], None],
+        snapshot_threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
     ) -> None:
+        """
+        A node with what `storage` and `snapshots` have recovered.
+
+        `state_machine` has been restored from the newest snapshot, if there is
+        one.  `on_fatal` is called once if the node must stop.
+        """
         self._clock = clock
         self.member = member
         self.cluster_id = cluster_id
@@ -100,18 +134,31 @@ class Node:
             random,
             self._started_at,
             hard_state=storage.hard_state,
-            log=Log(storage.entries),
+            log=Log(storage.entries, storage.base_index, storage.base_term),
+            snapshot=snapshots.latest,
         )
         self._peers: dict[MemberId, IPeer] = {}
         self._configuration = Configuration()
-        self._leader_seen = NOBODY
         self._running = False
 
         self._turn_call: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
 
-        self._applier = Applier(
-            clock, state_machine, self._raft.applied_index, self._entry_applied
+        self._observers: list[Observer] = []
+        self._seen = _Seen(self._raft.term, self._raft.configuration_index)
+        self._applier = Applier(clock, state_machine, snapshots.latest, self._entry_applied)
+        self._snapshotter = Snapshotter(
+            clock,
+            self._raft,
+            self._applier,
+            state_machine,
+            storage,
+            snapshots,
+            snapshot_threshold_bytes,
+            wake=self._wake,
+            defect=self._defect,
+            on_taken=lambda metadata: self._tell(SnapshotTaken(metadata)),
+            on_restored=self._restored,
         )
         self._router = Router(
             clock,
@@ -131,12 +178,27 @@ class Node:
         self._storage.start(self._persisted, self.fail)
         self._wake()
 
-    def stop(self) -> Deferred[Any]:
-        """Answer everything, flush, disconnect; fires when all of it is done."""
+    def stop(self) -> Deferred[None]:
+        """
+        Hand leadership over, answer everything, flush, disconnect; fires when
+        all of it is done.
+        """
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._running and self._raft.role is Role.LEADER:
+            try:
+                await self._hand_over(None)
+            except RaftdError as e:
+                self._log.info("Leadership is not handed over: {reason}", reason=str(e))
         self._halt()
         peers, self._peers = self._peers, {}
-        return gatherResults(
-            [self._storage.close(), *(peer.close() for peer in peers.values())],
+        await gatherResults(
+            [
+                self._snapshotter.stop(),
+                self._storage.close(),
+                *(peer.close() for peer in peers.values()),
+            ],
             consumeErrors=True,
         )
 
@@ -173,6 +235,22 @@ class Node:
         else:
             done(Stopped("This node is not running."))
 
+    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
+        """See `INode.read_recent`."""
+        if self._clock.seconds() - self._router.fresh_at <= max_staleness_s:
+            done(None)
+        else:
+            self.read(done)
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell `observer` of every event from now on; call what this returns to end it."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    def _tell(self, event: Event) -> None:
+        for observer in list(self._observers):
+            observer(event)
+
     # -- the turn ------------------------------------------------------------
 
     def _wake(self) -> None:
@@ -199,9 +277,10 @@ class Node:
         self._carry_out(raft.ready(now))
         if raft.configuration is not self._configuration:
             self._follow_configuration()
-        if raft.leader_id != self._leader_seen:
-            self._leader_changed()
-        if self._applier.run():
+        more = self._applier.run()
+        self._snapshotter.take_if_due()
+        self._look_for_events()
+        if more:
             self._wake()
         self._router.expire(now, self._why_not)
         self._arm(now)
@@ -209,18 +288,30 @@ class Node:
     def _carry_out(self, ready: Ready) -> None:
         if ready.write is not None:
             write = ready.write
-            self._storage.write(write.number, write.hard_state, write.entries)
+            self._storage.write(write.number, write.hard_state, write.entries, write.base)
         for outgoing in ready.messages:
             self._dispatch(outgoing)
+        if ready.restore is not None:
+            self._snapshotter.restore(ready.restore)
         self._applier.add(ready.committed)
         for context, read_index in ready.reads:
             self._router.read_index_known(context, read_index)
         for context in ready.lost_reads:
             self._router.read_index_known(context, None)
+        for member_id in ready.lack_snapshot:
+            self._snapshotter.send(member_id, self._peers.get(member_id))
+        for piece in ready.pieces:
+            self._snapshotter.keep(piece)
 
     def _entry_applied(self, entry: Entry, result: bytes) -> None:
         self._raft.applied(entry.index)
         self._router.applied(entry, result)
+        self._snapshotter.applied(entry)
+
+    def _restored(self, metadata: SnapshotMetadata) -> None:
+        self._raft.applied(metadata.last_included_index)
+        self._router.restored(metadata.last_included_index)
+        self._tell(SnapshotRestored(metadata))
 
     def _arm(self, now: float) -> None:
         """Keep one timer, for whatever is due next."""
@@ -252,22 +343,47 @@ class Node:
         self._configuration = self._raft.configuration
         others = self._configuration.members()
         others.pop(self.member.id, None)
-        for member_id in self._peers.keys() - others.keys():
-            self._peers.pop(member_id).close()
-        for member_id, member in others.items():
-            if member_id not in self._peers:
-                self._peers[member_id] = self._transport.peer(member)
+        known = {peer.member for peer in self._peers.values()}
+        for member in known - set(others.values()):
+            self._peers.pop(member.id).close()
+        for member in sorted(set(others.values()) - known):
+            self._peers[member.id] = self._transport.peer(member)
+
+    def _look_for_events(self) -> None:
+        """Tell what has changed since the last turn; each turn, so it must cost little."""
+        raft, seen = self._raft, self._seen
+        if raft.term != seen.term:
+            seen.term = raft.term
+            self._tell(TermChanged(raft.term))
+        if raft.leader_id != seen.leader_id:
+            seen.leader_id = raft.leader_id
+            self._leader_changed()
+        if raft.applied_index != seen.applied_index:
+            seen.applied_index = raft.applied_index
+            if self._observers:
+                self._tell(Committed(raft.applied_index))
+            if seen.configuration_index < raft.configuration_index <= raft.applied_index:
+                seen.configuration_index = raft.configuration_index
+                self._membership_changed(raft.configuration)
+
+    def _membership_changed(self, configuration: Configuration) -> None:
+        """A configuration is committed, and applied here."""
+        names = ", ".join(sorted(m.name for m in configuration.members().values()))
+        self._log.info("The members are {names}.", names=names)
+        self._tell(MembershipChanged(self._seen.configuration_index, configuration))
+        if self.member.id in configuration.removed:
+            self.fail(Removed(f"{self.member.name} was removed from the cluster."))
 
     def _leader_changed(self) -> None:
-        self._leader_seen = self._raft.leader_id
         self._router.retry_at = 0.0
         leader = self._leader_member()
         if leader is not None:
             self._log.info(
                 "Term {term}: the leader is {name}.", term=self._raft.term, name=leader.name
             )
-        elif self._leader_seen == NOBODY:
+        elif self._raft.leader_id == NOBODY:
             self._log.info("Term {term}: no leader.", term=self._raft.term)
+        self._tell(LeaderChanged(self._raft.term, leader))
         self._wake()
 
     def _leader_member(self) -> Member | None:
@@ -391,37 +507,72 @@ class Node:
 
     # -- membership ----------------------------------------------------------
 
-    def join(
-        self, member: Member, timeout_ms: int, *, forwarded: bool = False
+    def change_membership(
+        self,
+        changes: Sequence[Change],
+        force: bool = False,
+        timeout_ms: int | None = None,
+        *,
+        forwarded: bool = False,
     ) -> Deferred[Configuration]:
-        """See `INodeRPC.join`."""
+        """See `INodeRPC.change_membership`; without a time, the request timeout holds."""
+        timeout_ms = timeout_ms or int(self._request_timeout_s * 1000)
 
         async def here() -> Configuration:
-            await self._committed(self._raft.add_learner(member, self._clock.seconds()))
-            return self._configuration
-
-        return Deferred.fromCoroutine(
-            self._at_leader(
-                here, lambda peer, left_ms: peer.join(member, left_ms), timeout_ms, forwarded
-            )
-        )
-
-    def promote(
-        self, member_id: MemberId, timeout_ms: int, *, forwarded: bool = False
-    ) -> Deferred[None]:
-        """See `INodeRPC.promote`."""
-
-        async def here() -> None:
-            await self._committed(self._raft.promote(member_id, self._clock.seconds()))
+            now = self._clock.seconds()
+            index = self._raft.change_membership(changes, now, force=force)
+            await self._committed(index)
+            while self._raft.configuration.is_joint:
+                await self._committed(self._raft.configuration_index)
+                await self._pause()
+            return self._raft.configuration
 
         return Deferred.fromCoroutine(
             self._at_leader(
                 here,
-                lambda peer, left_ms: peer.promote(member_id, left_ms),
+                lambda peer, left_ms: peer.change_membership(changes, force, left_ms),
                 timeout_ms,
                 forwarded,
             )
         )
+
+    def transfer(
+        self,
+        successor: MemberId | None = None,
+        timeout_ms: int | None = None,
+        *,
+        forwarded: bool = False,
+    ) -> Deferred[None]:
+        """See `INodeRPC.transfer`; without a time, the request timeout holds."""
+        timeout_ms = timeout_ms or int(self._request_timeout_s * 1000)
+        return Deferred.fromCoroutine(
+            self._at_leader(
+                lambda: self._hand_over(successor),
+                lambda peer, left_ms: peer.transfer(successor, left_ms),
+                timeout_ms,
+                forwarded,
+            )
+        )
+
+    async def _hand_over(self, successor: MemberId | None) -> None:
+        """Let another lead, and wait until one does or this node leads on."""
+        if successor == self.member.id:
+            return
+        term = self._raft.term
+        self._raft.transfer(successor, self._clock.seconds())
+        self._wake()
+        give_up_at = self._clock.seconds() + 2 * self._raft.settings.election_timeout_s
+        while self._running and self._clock.seconds() < give_up_at:
+            leads = self._raft.role is Role.LEADER and self._raft.term == term
+            if not leads and self._raft.leader_id != NOBODY:
+                return
+            if leads and not self._raft.is_handing_over:
+                break
+            await self._pause()
+        raise TransferFailed("The other member did not take leadership over in time.")
+
+    def _pause(self) -> Deferred[None]:
+        return deferLater(self._clock, RETRY_DELAY_S, lambda: None)
 
     async def _at_leader(
         self,
@@ -455,7 +606,7 @@ class Node:
                 or (forwarded and isinstance(reason, NoLeader))
             ):
                 raise reason
-            await deferLater(self._clock, RETRY_DELAY_S, lambda: None)
+            await self._pause()
 
     def _committed(self, index: int) -> Deferred[None]:
         """

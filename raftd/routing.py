@@ -11,6 +11,7 @@ and it is queued again.  Reads are queued again whatever happens to them.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from raftd.errors import (
     DidNotHappen,
     NoLeader,
     NotLeader,
+    OutcomeUnknown,
     Overloaded,
     RaftdError,
     Stopped,
@@ -80,6 +82,8 @@ class Router:
         self._read_index_in_flight = 0
         #: The leader is not asked before this time: it could not be asked last time.
         self.retry_at = 0.0
+        #: This node's state has all that was acknowledged anywhere by this time.
+        self.fresh_at = -math.inf
         self._last_context = 0
         #: What to do with a read index, or with None when it cannot be had here.
         self._contexts: dict[int, Callable[[int | None], None]] = {}
@@ -118,10 +122,12 @@ class Router:
     def hand_over(self, leader: IPeer | None, now: float) -> None:
         """Propose what is queued here, or send it to `leader`, or let it wait."""
         if self._raft.role is Role.LEADER:
-            if self._writes or self._forwarded:
+            # While leadership is handed over, writes wait for who is next.
+            if (self._writes or self._forwarded) and not self._raft.is_handing_over:
                 self._propose(now)
             if self._reads:
-                self.ask_read_index(partial(self._read_index_known, self._take_reads()))
+                batch = self._take_reads()
+                self.ask_read_index(partial(self._read_index_known, batch, now))
         else:
             if self._writes or self._forwarded:
                 self._forward_all(leader, now)
@@ -181,6 +187,15 @@ class Router:
             self._requests.answer(request, result)
         else:
             self._queue_again(self._writes, request)
+
+    def restored(self, index: int) -> None:
+        """
+        A snapshot has taken the place of everything up to `index`: what was
+        proposed there may be part of it, or not.
+        """
+        for proposed in [i for i in self._proposed if i <= index]:
+            _, request = self._proposed.pop(proposed)
+            self._requests.fail(request, OutcomeUnknown("A snapshot took its place."))
 
     def _forward_all(self, leader: IPeer | None, now: float) -> None:
         while self._forwarded:
@@ -254,7 +269,7 @@ class Router:
         self._last_context += 1
         context = self._last_context
         try:
-            self._raft.read_index(context)
+            self._raft.read_index(context, self._clock.seconds())
         except DidNotHappen:
             use(None)
         else:
@@ -271,7 +286,7 @@ class Router:
         batch = self._take_reads()
         self._read_index_in_flight += 1
         asked = leader.read_index(max(1, int((batch[-1].deadline - now) * 1000)))
-        asked.addBoth(partial(self._leader_answered, batch))
+        asked.addBoth(partial(self._leader_answered, batch, now))
         asked.addErrback(self._defect)
 
     def _take_reads(self) -> list[Request]:
@@ -279,24 +294,29 @@ class Router:
         self._reads.clear()
         return batch
 
-    def _leader_answered(self, batch: list[Request], result: int | Failure) -> None:
+    def _leader_answered(
+        self, batch: list[Request], asked_at: float, result: int | Failure
+    ) -> None:
         self._read_index_in_flight -= 1
         if isinstance(result, Failure):
             result.trap(RaftdError)
             self.retry_at = self._clock.seconds() + RETRY_DELAY_S
-            self._read_index_known(batch, None)
+            self._read_index_known(batch, asked_at, None)
         else:
-            self._read_index_known(batch, result)
+            self._read_index_known(batch, asked_at, result)
         self._wake()
 
-    def _read_index_known(self, batch: list[Request], read_index: int | None) -> None:
+    def _read_index_known(
+        self, batch: list[Request], asked_at: float, read_index: int | None
+    ) -> None:
         """Answer the reads once the index is applied; without one, they wait again."""
         if read_index is None:
             for request in batch:
                 self._queue_again(self._reads, request)
         else:
-            self._when_applied(read_index, partial(self._answer_reads, batch))
+            self._when_applied(read_index, partial(self._answer_reads, batch, asked_at))
 
-    def _answer_reads(self, batch: list[Request]) -> None:
+    def _answer_reads(self, batch: list[Request], asked_at: float) -> None:
+        self.fresh_at = max(self.fresh_at, asked_at)
         for request in batch:
             self._requests.answer(request, None)
