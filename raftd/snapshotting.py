@@ -204,9 +204,9 @@ class Snapshotter:
         """Piece by piece, from where the receiver wants to go on; whether it has all."""
         offset = restarts = 0
         metadata = reader.metadata
-        while restarts <= MAX_RESTARTS and not self._stopped:
+        while restarts <= MAX_RESTARTS:
             data = await reader.read(offset, PIECE_BYTES)
-            if self._raft.term != term or self._raft.leadership is None:
+            if not self._leads_in(term):
                 return False
             response = await peer.send(
                 InstallSnapshot(
@@ -219,14 +219,18 @@ class Snapshotter:
                 )
             )
             assert isinstance(response, InstallSnapshotResponse)
-            if self._stopped:
+            if not self._leads_in(term):
                 return False
             self._raft.receive_response(member_id, response, self._clock.seconds())
             if response.installed or response.term != term:
-                return response.installed and response.term == term
+                return response.term == term
             restarts += response.next_offset <= offset
             offset = min(response.next_offset, reader.size)
         return False
+
+    def _leads_in(self, term: int) -> bool:
+        leads = self._raft.term == term and self._raft.leadership is not None
+        return leads and not self._stopped
 
     # -- receiving one -------------------------------------------------------
 
