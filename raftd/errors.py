@@ -85,6 +85,54 @@ class OutcomeUnknown(RaftdError):
     code = "outcome_unknown"
 
 
+# -- sessions ----------------------------------------------------------------
+
+
+class SessionTableFull(Overloaded):
+    """The cluster has as many client sessions as it keeps; none was opened."""
+
+    code = "session_table_full"
+
+
+class SessionWindowFull(Overloaded):
+    """Too many of the session's commands are unanswered; this one was never applied."""
+
+    code = "session_window_full"
+
+
+class SessionResultsFull(Overloaded):
+    """Too many results wait for their clients to acknowledge them; nothing was changed."""
+
+    code = "session_results_full"
+
+
+class SessionClosed(DidNotHappen):
+    """The session is over, and this command was never applied; open another session."""
+
+    code = "session_closed"
+
+
+class SessionExpired(OutcomeUnknown):
+    """
+    The cluster does not know the session, or not any more; nothing was changed now.
+
+    If the command was sent before, that may have been applied, and nobody can
+    tell any more: so this is no `DidNotHappen`.
+    """
+
+    code = "session_expired"
+
+
+class StaleSequence(OutcomeUnknown):
+    """
+    The client had said that it needs no answer to this command; nothing was changed now.
+
+    Whether the command was applied before was forgotten when the client said so.
+    """
+
+    code = "stale_sequence"
+
+
 # -- membership --------------------------------------------------------------
 
 
