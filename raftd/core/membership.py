@@ -23,6 +23,9 @@ from raftd.errors import ChangeInProgress, ChangeRefused, NameTaken, ProtocolVio
 #: Removed members that a configuration remembers.
 MAX_REMOVED = 256
 
+#: Changes that a member asks another for at once.
+MAX_CHANGES = 64
+
 
 class Configuration(msgspec.Struct, array_like=True, frozen=True):
     """The members by role, each tuple sorted by id.  The data of its log entry."""
@@ -142,7 +145,11 @@ class _Roster:
         )
 
 
-class AddLearner(msgspec.Struct, frozen=True):
+# Changes are sent between members, each an array that begins with its tag
+# (`docs/peer-protocol.md`).
+
+
+class AddLearner(msgspec.Struct, array_like=True, frozen=True, tag="add_learner"):
     """Let a member in, without a vote.  Nothing if it is a member already."""
 
     member: Member
@@ -151,7 +158,7 @@ class AddLearner(msgspec.Struct, frozen=True):
         roster.add(self.member)
 
 
-class Promote(msgspec.Struct, frozen=True):
+class Promote(msgspec.Struct, array_like=True, frozen=True, tag="promote"):
     """Give a learner a vote.  Nothing if it has one."""
 
     member_id: MemberId
@@ -162,7 +169,7 @@ class Promote(msgspec.Struct, frozen=True):
         roster.voters[self.member_id] = member
 
 
-class Demote(msgspec.Struct, frozen=True):
+class Demote(msgspec.Struct, array_like=True, frozen=True, tag="demote"):
     """Make a voter a learner.  Nothing if it is one."""
 
     member_id: MemberId
@@ -173,7 +180,7 @@ class Demote(msgspec.Struct, frozen=True):
         roster.learners[self.member_id] = member
 
 
-class Remove(msgspec.Struct, frozen=True):
+class Remove(msgspec.Struct, array_like=True, frozen=True, tag="remove"):
     """Let a member go.  Nothing if it has gone."""
 
     member_id: MemberId
@@ -182,7 +189,7 @@ class Remove(msgspec.Struct, frozen=True):
         roster.remove(self.member_id)
 
 
-class Rename(msgspec.Struct, frozen=True):
+class Rename(msgspec.Struct, array_like=True, frozen=True, tag="rename"):
     """Give a member another name: another address under the same id."""
 
     member_id: MemberId

@@ -24,6 +24,10 @@ MemberId = int
 #: What `voted_for`, `leader_id` and unset ids hold.
 NOBODY: MemberId = 0
 
+#: The most data of one InstallSnapshot, in bytes: a small part of what a
+#: connection may hold, so that what comes behind it does not wait long.
+MAX_SNAPSHOT_PIECE_BYTES = 256 * 1024
+
 
 class EntryKind(enum.IntEnum):
     """What the data of an entry is."""
@@ -171,8 +175,8 @@ class InstallSnapshot(msgspec.Struct, frozen=True, gc=False):
     """
     One piece of a snapshot file, at `offset` bytes from its beginning (thesis 5.3).
 
-    The file says itself what configuration and state it holds.  `done` marks
-    the last piece.
+    The file says itself what configuration and state it holds.  `data` has at
+    most `MAX_SNAPSHOT_PIECE_BYTES`; `done` marks the last piece.
     """
 
     term: int

@@ -9,7 +9,7 @@ last byte has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -19,22 +19,25 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.core import messages
+from raftd.core.membership import AddLearner, Change, Rename
 from raftd.core.messages import Member, MemberId, Response
 from raftd.errors import NotReady, PeerRefused, ProtocolViolation
 from raftd.interfaces import INodeRPC
 from raftd.net.boxes import BoxConnection
 from raftd.net.commands import (
     RAFT,
+    ChangeMembershipRequest,
+    ChangeMembershipResponse,
     ForwardRequest,
     ForwardResponse,
     HelloRequest,
     HelloResponse,
     JoinRequest,
     JoinResponse,
-    PromoteRequest,
-    PromoteResponse,
     ReadIndexRequest,
     ReadIndexResponse,
+    TransferLeadershipRequest,
+    TransferLeadershipResponse,
 )
 from raftd.net.handshake import LocalIdentity, answer_hello, check_name, is_joiner
 
@@ -58,7 +61,8 @@ class PeerServerFactory(ServerFactory):
     `identity` and `rpc` may be incomplete at first; until both are there,
     every handshake is refused with `NotReady`.  `heard_from`, if set, is
     called with the id of each member whose handshake succeeds: it is up, so
-    this is the moment to connect to it.
+    this is the moment to connect to it.  Connections of members that
+    `identity` says were removed are dropped.
     """
 
     noisy = False
@@ -79,6 +83,7 @@ class PeerServerFactory(ServerFactory):
         self._joiners: set[PeerServer] = set()
         self._refusals: dict[str, str] = {}
         self._closed = False
+        identity.on_removed = self._drop_members
 
     def buildProtocol(self, addr: IAddress | None) -> PeerServer | None:
         if self._closed:
@@ -94,6 +99,12 @@ class PeerServerFactory(ServerFactory):
         self._closed = True
         for server in [*self._strangers, *self._joiners, *self._members.values()]:
             server.drop("the node is shutting down")
+
+    def _drop_members(self, member_ids: Collection[MemberId]) -> None:
+        """They were removed; when they connect again they are told."""
+        for server in [*self._joiners, *self._members.values()]:
+            if server.key[0] in member_ids:
+                server.drop("the member was removed from the cluster")
 
     def greet(self, server: PeerServer, hello: HelloRequest) -> HelloResponse:
         """Answer `hello`, or raise the refusal; see `answer_hello`."""
@@ -187,7 +198,7 @@ class PeerServer(BoxConnection):
         elif hello.channel == RAFT:
             self.handlers = _RaftChannel(rpc, hello.member_id).handlers()
         else:
-            self.handlers = _BulkChannel(rpc, self._factory.identity).handlers()
+            self.handlers = _BulkChannel(rpc, hello.member_id).handlers()
         return succeed(answer)
 
 
@@ -209,6 +220,7 @@ class _RaftChannel:
             messages.RequestVote: self.receive,
             messages.AppendEntries: self.receive,
             messages.Heartbeat: self.receive,
+            messages.TimeoutNow: self.receive,
             ReadIndexRequest: self.read_index,
         }
 
@@ -221,31 +233,43 @@ class _RaftChannel:
 
 
 class _BulkChannel:
-    """What a member sends on for others, to this node as the leader."""
+    """What a member sends on for others, to this node as the leader; and snapshots."""
 
-    def __init__(self, rpc: INodeRPC, identity: LocalIdentity) -> None:
+    def __init__(self, rpc: INodeRPC, sender: MemberId) -> None:
         self._rpc = rpc
-        self._identity = identity
+        self._sender = sender
 
     def handlers(self) -> dict[Any, Any]:
         return {
+            messages.InstallSnapshot: self.receive,
             ForwardRequest: self.forward,
-            JoinRequest: self.join,
-            PromoteRequest: self.promote,
+            ChangeMembershipRequest: self.change_membership,
+            TransferLeadershipRequest: self.transfer,
         }
+
+    def receive(self, request: messages.InstallSnapshot) -> Deferred[Response]:
+        return self._rpc.receive(self._sender, request)
 
     def forward(self, request: ForwardRequest) -> Deferred[ForwardResponse]:
         answer = self._rpc.forwarded(request.commands, _timeout_ms(request.timeout_ms))
         return answer.addCallback(ForwardResponse)
 
-    def join(self, request: JoinRequest) -> Deferred[JoinResponse]:
-        return _join(self._rpc, self._identity, request, forwarded=True)
-
-    def promote(self, request: PromoteRequest) -> Deferred[PromoteResponse]:
-        answer = self._rpc.promote(
-            request.member_id, _timeout_ms(request.timeout_ms), forwarded=True
+    def change_membership(
+        self, request: ChangeMembershipRequest
+    ) -> Deferred[ChangeMembershipResponse]:
+        for change in request.changes:
+            _check_change(change)
+        answer = self._rpc.change_membership(
+            request.changes, request.force, _timeout_ms(request.timeout_ms), forwarded=True
         )
-        return answer.addCallback(lambda _: PromoteResponse())
+        return answer.addCallback(ChangeMembershipResponse)
+
+    def transfer(
+        self, request: TransferLeadershipRequest
+    ) -> Deferred[TransferLeadershipResponse]:
+        successor = None if request.successor == messages.NOBODY else request.successor
+        answer = self._rpc.transfer(successor, _timeout_ms(request.timeout_ms), forwarded=True)
+        return answer.addCallback(lambda _: TransferLeadershipResponse())
 
 
 class _Joiner:
@@ -262,18 +286,23 @@ class _Joiner:
     def join(self, request: JoinRequest) -> Deferred[JoinResponse]:
         if (request.member_id, request.name) != (self._joiner.id, self._joiner.name):
             raise ProtocolViolation("a joiner that asks for somebody else")
-        return _join(self._rpc, self._identity, request, forwarded=False)
+        # Whoever is asked passes it on to the leader, so `forwarded` is false.
+        answer = self._rpc.change_membership(
+            [AddLearner(self._joiner)], False, _timeout_ms(request.timeout_ms), forwarded=False
+        )
+        cluster_id = self._identity.cluster_id
+        return answer.addCallback(lambda found: JoinResponse(cluster_id, found))
 
 
-def _join(
-    rpc: INodeRPC, identity: LocalIdentity, request: JoinRequest, *, forwarded: bool
-) -> Deferred[JoinResponse]:
-    check_name(request.name)
-    if request.member_id == messages.NOBODY:
-        raise ProtocolViolation("a Join without an id")
-    member = Member(request.member_id, request.name)
-    answer = rpc.join(member, _timeout_ms(request.timeout_ms), forwarded=forwarded)
-    return answer.addCallback(lambda found: JoinResponse(identity.cluster_id, found))
+def _check_change(change: Change) -> None:
+    """`ProtocolViolation` if no correct node asks for this change."""
+    member_id = change.member.id if isinstance(change, AddLearner) else change.member_id
+    if not messages.NOBODY < member_id < 1 << 64:
+        raise ProtocolViolation("a change of membership without an id")
+    if isinstance(change, AddLearner):
+        check_name(change.member.name)
+    elif isinstance(change, Rename):
+        check_name(change.name)
 
 
 def _timeout_ms(asked_ms: int) -> int:

@@ -14,11 +14,18 @@ import msgspec
 from twisted.protocols import amp
 
 from raftd.core.membership import (
+    MAX_CHANGES,
+    Change,
     Configuration,
     decode_configuration,
     encode_configuration,
 )
-from raftd.core.messages import Entry, decode_entries, encode_entries
+from raftd.core.messages import (
+    MAX_SNAPSHOT_PIECE_BYTES,
+    Entry,
+    decode_entries,
+    encode_entries,
+)
 from raftd.errors import (
     BadAnswer,
     Fatal,
@@ -224,6 +231,20 @@ class Entries(Payload):
         return decode_entries(inString)
 
 
+class SnapshotPiece(Payload):
+    """A part of a snapshot file, of at most `MAX_SNAPSHOT_PIECE_BYTES`."""
+
+    def toString(self, inObject: bytes) -> bytes:
+        if len(inObject) > MAX_SNAPSHOT_PIECE_BYTES:
+            raise ValueError(f"a piece of {len(inObject)} bytes is too long")
+        return inObject
+
+    def fromString(self, inString: bytes) -> bytes:
+        if len(inString) > MAX_SNAPSHOT_PIECE_BYTES:
+            raise ProtocolViolation(f"a piece of a snapshot of {len(inString)} bytes")
+        return inString
+
+
 class ConfigurationArgument(Payload):
     """A configuration, in the encoding of its log entry."""
 
@@ -236,6 +257,7 @@ class ConfigurationArgument(Payload):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_commands = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_changes = msgspec.msgpack.Decoder(list[Change]).decode
 _decode_outcomes = msgspec.msgpack.Decoder(list[bytes | tuple[str, str]]).decode
 
 
@@ -253,6 +275,24 @@ class Commands(Payload):
         if len(commands) > MAX_FORWARDED_COMMANDS:
             raise ProtocolViolation(f"{len(commands)} commands in one Forward")
         return commands
+
+
+class Changes(Payload):
+    """Changes of membership: a MessagePack array of arrays, each with its tag first."""
+
+    def toString(self, inObject: Sequence[Change]) -> bytes:
+        if len(inObject) > MAX_CHANGES:
+            raise ValueError(f"{len(inObject)} changes are too many at once")
+        return _encode(inObject)
+
+    def fromString(self, inString: bytes) -> list[Change]:
+        try:
+            changes = _decode_changes(inString)
+        except (msgspec.MsgspecError, RecursionError) as e:
+            raise ProtocolViolation(f"not a list of changes: {e}") from None
+        if len(changes) > MAX_CHANGES:
+            raise ProtocolViolation(f"{len(changes)} changes at once")
+        return changes
 
 
 class Outcomes(Payload):

@@ -17,7 +17,7 @@ import msgspec
 from twisted.protocols import amp
 
 from raftd.core import messages
-from raftd.core.membership import Configuration
+from raftd.core.membership import Change, Configuration
 from raftd.core.messages import Entry, MemberId
 from raftd.errors import ProtocolViolation, RaftdError
 from raftd.net.arguments import (
@@ -25,11 +25,13 @@ from raftd.net.arguments import (
     MAX_VALUE_BYTES,
     WIRE_ERRORS,
     Boolean,
+    Changes,
     Commands,
     ConfigurationArgument,
     Entries,
     Outcomes,
     Payload,
+    SnapshotPiece,
     Text,
     Uint64,
     joined,
@@ -101,12 +103,24 @@ class JoinResponse(msgspec.Struct, frozen=True):
     configuration: Configuration
 
 
-class PromoteRequest(msgspec.Struct, frozen=True, gc=False):
-    member_id: MemberId
+class ChangeMembershipRequest(msgspec.Struct, frozen=True):
+    changes: list[Change]
+    force: bool
     timeout_ms: int
 
 
-class PromoteResponse(msgspec.Struct, frozen=True, gc=False):
+class ChangeMembershipResponse(msgspec.Struct, frozen=True):
+    configuration: Configuration
+
+
+class TransferLeadershipRequest(msgspec.Struct, frozen=True, gc=False):
+    """`successor` 0: whoever the leader thinks best."""
+
+    successor: MemberId
+    timeout_ms: int
+
+
+class TransferLeadershipResponse(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
@@ -117,8 +131,10 @@ _ARGUMENT_TYPES: dict[Any, type[amp.Argument]] = {
     int: Uint64,
     bool: Boolean,
     str: Text,
+    bytes: SnapshotPiece,
     tuple[Entry, ...]: Entries,
     Configuration: ConfigurationArgument,
+    list[Change]: Changes,
     list[bytes]: Commands,
     list[bytes | RaftdError]: Outcomes,
 }
@@ -161,6 +177,16 @@ class Heartbeat(RaftdCommand):
     response = _arguments(messages.HeartbeatResponse)
 
 
+class InstallSnapshot(RaftdCommand):
+    arguments = _arguments(messages.InstallSnapshot)
+    response = _arguments(messages.InstallSnapshotResponse)
+
+
+class TimeoutNow(RaftdCommand):
+    arguments = _arguments(messages.TimeoutNow)
+    response = _arguments(messages.TimeoutNowResponse)
+
+
 class Hello(RaftdCommand):
     arguments = _arguments(HelloRequest)
     response = _arguments(HelloResponse)
@@ -181,9 +207,14 @@ class Join(RaftdCommand):
     response = _arguments(JoinResponse)
 
 
-class Promote(RaftdCommand):
-    arguments = _arguments(PromoteRequest)
-    response = _arguments(PromoteResponse)
+class ChangeMembership(RaftdCommand):
+    arguments = _arguments(ChangeMembershipRequest)
+    response = _arguments(ChangeMembershipResponse)
+
+
+class TransferLeadership(RaftdCommand):
+    arguments = _arguments(TransferLeadershipRequest)
+    response = _arguments(TransferLeadershipResponse)
 
 
 # -- structs to bytes and back --------------------------------------------------------
@@ -311,10 +342,13 @@ RPCS = (
     Rpc(RequestVote, messages.RequestVote, messages.RequestVoteResponse, RAFT),
     Rpc(AppendEntries, messages.AppendEntries, messages.AppendEntriesResponse, RAFT),
     Rpc(Heartbeat, messages.Heartbeat, messages.HeartbeatResponse, RAFT),
+    Rpc(TimeoutNow, messages.TimeoutNow, messages.TimeoutNowResponse, RAFT),
     Rpc(ReadIndex, ReadIndexRequest, ReadIndexResponse, RAFT),
     Rpc(Forward, ForwardRequest, ForwardResponse, BULK),
     Rpc(Join, JoinRequest, JoinResponse, BULK),
-    Rpc(Promote, PromoteRequest, PromoteResponse, BULK),
+    Rpc(ChangeMembership, ChangeMembershipRequest, ChangeMembershipResponse, BULK),
+    Rpc(TransferLeadership, TransferLeadershipRequest, TransferLeadershipResponse, BULK),
+    Rpc(InstallSnapshot, messages.InstallSnapshot, messages.InstallSnapshotResponse, BULK),
 )
 
 RPC_OF_REQUEST: dict[type[msgspec.Struct], Rpc] = {rpc.request: rpc for rpc in RPCS}

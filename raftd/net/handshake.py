@@ -8,11 +8,14 @@ sentence for the person who has to mend it.
 
 from __future__ import annotations
 
-from raftd.core.messages import NOBODY, Member
+from collections.abc import Callable, Collection
+
+from raftd.core.messages import NOBODY, Member, MemberId
 from raftd.errors import (
     IncompatibleVersion,
     NotReady,
     ProtocolViolation,
+    RemovedFromCluster,
     WrongCluster,
     WrongMember,
 )
@@ -37,12 +40,31 @@ class LocalIdentity:
     Who this node is, as soon as it is somebody.
 
     One object for the whole process: the port is open before the node has
-    joined, and refuses peers with `NotReady` until `member` is set.
+    joined, and refuses peers with `NotReady` until `member` is set.  When the
+    node is given another name, `member` is set again.
+
+    `removed` has the ids of members that were removed from the cluster, as of
+    the committed configuration: they are turned away.  An uncommitted one
+    would not do, for it may be undone, and who is turned away stops for good.
+    `on_removed` is called with those that are new in it.
     """
 
     def __init__(self, member: Member | None = None, cluster_id: int = NO_CLUSTER) -> None:
         self.member = member
         self.cluster_id = cluster_id
+        self.on_removed: Callable[[Collection[MemberId]], None] = lambda member_ids: None
+        self._removed: frozenset[MemberId] = frozenset()
+
+    @property
+    def removed(self) -> frozenset[MemberId]:
+        return self._removed
+
+    @removed.setter
+    def removed(self, member_ids: frozenset[MemberId]) -> None:
+        new = member_ids - self._removed
+        self._removed = member_ids
+        if new:
+            self.on_removed(new)
 
     @property
     def is_ready(self) -> bool:
@@ -96,6 +118,13 @@ def answer_hello(identity: LocalIdentity, hello: HelloRequest) -> HelloResponse:
             f"member {me.id:016x} answers there: the directory of {hello.to_name} was lost or "
             "replaced. Start it with its old directory, or remove the old member from the "
             "cluster."
+        )
+    # Last of what may be the caller's mistake: whoever hears this stops, so it
+    # is said to nobody who meant another cluster or another member.
+    if hello.member_id in identity.removed:
+        raise RemovedFromCluster(
+            f"{hello.name} was removed from this cluster, says {me.name}. To let it in again, "
+            "empty its data directory and join anew."
         )
     if hello.member_id == me.id:
         raise WrongMember(

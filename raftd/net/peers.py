@@ -2,7 +2,8 @@
 The asking side: connections to the other members, kept up for as long as they are members.
 
 Two connections lead to each member, so that bulk never delays a heartbeat:
-`raft` carries the RPCs of Raft and read indexes, `bulk` the rest.  Nothing is
+`raft` carries what elections, commits and reads wait for, `bulk` the rest, snapshots
+included.  Nothing is
 queued for a member that is not connected: Raft itself repeats what matters,
 and what was true when it was queued may not be when it is sent.
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.error import (
     ConnectError,
@@ -33,14 +36,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.core import messages
-from raftd.core.membership import Configuration
-from raftd.core.messages import Member, MemberId, Request, Response
+from raftd.core.membership import MAX_CHANGES, Change, Configuration
+from raftd.core.messages import NOBODY, Member, MemberId, Request, Response
 from raftd.errors import (
     NoLeader,
     NotReady,
     PeerRefused,
     PeerUnreachable,
     RaftdError,
+    RemovedFromCluster,
     TooLarge,
 )
 from raftd.interfaces import IPeer, ITransport
@@ -49,15 +53,15 @@ from raftd.net.boxes import BoxConnection, NotSent
 from raftd.net.commands import (
     BULK,
     RAFT,
+    ChangeMembershipRequest,
+    ChangeMembershipResponse,
     ForwardRequest,
     ForwardResponse,
     HelloResponse,
-    JoinRequest,
-    JoinResponse,
-    PromoteRequest,
-    PromoteResponse,
     ReadIndexRequest,
     ReadIndexResponse,
+    TransferLeadershipRequest,
+    TransferLeadershipResponse,
 )
 from raftd.net.handshake import LocalIdentity, check_answer, hello_to
 
@@ -76,6 +80,11 @@ RETRY_RESET_S = 1.0
 
 #: The peer's disk is in an AppendEntries, and a slow disk is not a lost peer.
 APPEND_TIMEOUT_S = 5.0
+
+#: It is in a piece of a snapshot too, which may also come over a slow network.
+#: After the last piece the peer reads the whole file again, and flushes it.
+SNAPSHOT_PIECE_TIMEOUT_S = 10.0
+SNAPSHOT_DONE_TIMEOUT_S = 60.0
 
 #: A call that hands its timeout to the peer waits this much longer for the
 #: peer to say that it has run out: a call that times out here costs the
@@ -196,6 +205,8 @@ class Channel:
             # Somebody who is only not ready yet will be soon.
             self._refused = not isinstance(failure.value, NotReady)
             self._peer.refused(reason)
+            if isinstance(failure.value, RemovedFromCluster):
+                self._peer.settings.on_removed(reason)
         else:
             self._peer.report(reason)
         connection.drop(reason)
@@ -253,6 +264,7 @@ class Peer:
             messages.PreVote: election_timeout_s,
             messages.RequestVote: election_timeout_s,
             messages.Heartbeat: election_timeout_s,
+            messages.TimeoutNow: election_timeout_s,
             messages.AppendEntries: APPEND_TIMEOUT_S,
         }
 
@@ -264,10 +276,15 @@ class Peer:
     # -- IPeer ---------------------------------------------------------------------
 
     def send(self, request: Request) -> Deferred[Response]:
-        connection = self._raft.connection
+        if isinstance(request, messages.InstallSnapshot):
+            connection = self._bulk.connection
+            timeout_s = SNAPSHOT_DONE_TIMEOUT_S if request.done else SNAPSHOT_PIECE_TIMEOUT_S
+        else:
+            connection = self._raft.connection
+            timeout_s = self._timeouts_s[type(request)]
         if connection is None:
             return fail(self._unreachable())
-        return connection.ask(request, self._timeouts_s[type(request)])
+        return connection.ask(request, timeout_s)
 
     def read_index(self, timeout_ms: int) -> Deferred[int]:
         # Not on the bulk channel: it is small, somebody waits for it, and it
@@ -289,40 +306,32 @@ class Peer:
                 TooLarge(f"{len(commands)} commands of {size} bytes are too much at once.")
             )
         connection = self._bulk.connection
-        if connection is None:
-            return fail(self._not_forwarded())
-        sent: Deferred[ForwardResponse] = connection.ask(
-            ForwardRequest([*commands], timeout_ms), _with_grace(timeout_ms)
+        sent: Deferred[ForwardResponse] = self._ask_leader(
+            ForwardRequest([*commands], timeout_ms), timeout_ms
         )
 
         def check(answer: ForwardResponse) -> list[bytes | RaftdError]:
             if len(answer.outcomes) != len(commands):
+                assert connection is not None
                 connection.abort("a Forward was answered with another number of outcomes")
                 raise PeerUnreachable(f"{self.member.name} gave no answer that can be used.")
             return answer.outcomes
 
-        def explain(failure: Failure) -> Failure:
-            if isinstance(failure.value, NotSent):
-                return Failure(self._not_forwarded())
-            return failure
+        return sent.addCallback(check)
 
-        return sent.addCallbacks(check, explain)
-
-    def join(self, member: Member, timeout_ms: int) -> Deferred[Configuration]:
-        connection = self._bulk.connection
-        if connection is None:
-            return fail(self._unreachable())
-        asked: Deferred[JoinResponse] = connection.ask(
-            JoinRequest(member.id, member.name, timeout_ms), _with_grace(timeout_ms)
+    def change_membership(
+        self, changes: Sequence[Change], force: bool, timeout_ms: int
+    ) -> Deferred[Configuration]:
+        if len(changes) > MAX_CHANGES:
+            return fail(TooLarge(f"{len(changes)} changes are too many at once."))
+        asked: Deferred[ChangeMembershipResponse] = self._ask_leader(
+            ChangeMembershipRequest([*changes], force, timeout_ms), timeout_ms
         )
         return asked.addCallback(lambda answer: answer.configuration)
 
-    def promote(self, member_id: MemberId, timeout_ms: int) -> Deferred[None]:
-        connection = self._bulk.connection
-        if connection is None:
-            return fail(self._unreachable())
-        asked: Deferred[PromoteResponse] = connection.ask(
-            PromoteRequest(member_id, timeout_ms), _with_grace(timeout_ms)
+    def transfer(self, successor: MemberId | None, timeout_ms: int) -> Deferred[None]:
+        asked: Deferred[TransferLeadershipResponse] = self._ask_leader(
+            TransferLeadershipRequest(successor or NOBODY, timeout_ms), timeout_ms
         )
         return asked.addCallback(lambda _: None)
 
@@ -332,10 +341,20 @@ class Peer:
         closed = gatherResults([self._raft.close(), self._bulk.close()])
         return closed.addCallback(lambda _: None)
 
+    def _ask_leader(self, request: msgspec.Struct, timeout_ms: int) -> Deferred[Any]:
+        """Ask on the bulk channel; `NoLeader` if nothing was sent."""
+        connection = self._bulk.connection
+        if connection is None:
+            return fail(self._not_sent())
+        return connection.ask(request, _with_grace(timeout_ms)).addErrback(self._explain)
+
+    def _explain(self, failure: Failure) -> Failure:
+        return Failure(self._not_sent()) if isinstance(failure.value, NotSent) else failure
+
     def _unreachable(self) -> PeerUnreachable:
         return PeerUnreachable(self.refusal or f"{self.member.name} is not connected.")
 
-    def _not_forwarded(self) -> NoLeader:
+    def _not_sent(self) -> NoLeader:
         return NoLeader(
             f"The leader, {self.member.name}, cannot be reached at the moment; "
             "nothing was changed."
@@ -376,6 +395,12 @@ class PeerTransport:
     `endpoint_for` turns the name of a member into where to connect to; it may
     raise.  `random` spreads retries.  `election_timeout_ms` is how long votes
     and heartbeats may take: after that, their answers are of no use.
+
+    `on_removed`, if set, is called with a sentence, perhaps more than once,
+    when a member of this cluster says that this node was removed from it.
+    There is no way back, so the first to say so is believed: a member says it
+    only of what is committed, and only after it has made sure that cluster
+    and member are those that were meant.
     """
 
     def __init__(
@@ -391,6 +416,7 @@ class PeerTransport:
         self.endpoint_for = endpoint_for
         self.random = random
         self.election_timeout_ms = election_timeout_ms
+        self.on_removed: Callable[[str], None] = lambda reason: None
         self._peers: dict[MemberId, Peer] = {}
 
     def peer(self, member: Member) -> IPeer:

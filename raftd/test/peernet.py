@@ -22,7 +22,7 @@ from twisted.test.iosim import FakeTransport, IOPump, connect
 from zope.interface import implementer
 
 from raftd.core import messages
-from raftd.core.membership import Configuration
+from raftd.core.membership import Change, Configuration
 from raftd.core.messages import Member, MemberId, Request, Response
 from raftd.errors import RaftdError
 from raftd.interfaces import INodeRPC
@@ -64,8 +64,10 @@ class RecordingNode:
             messages.Heartbeat: lambda: messages.HeartbeatResponse(1, 1),
             "forwarded": lambda: [b"done"],
             "read": lambda: 1,
-            "join": lambda: CONFIGURATION,
-            "promote": lambda: None,
+            messages.InstallSnapshot: lambda: messages.InstallSnapshotResponse(1, 1, False),
+            messages.TimeoutNow: lambda: messages.TimeoutNowResponse(1),
+            "change": lambda: CONFIGURATION,
+            "transfer": lambda: None,
         }
 
         def make() -> Deferred[object]:
@@ -91,15 +93,15 @@ class RecordingNode:
     def forwarded_read(self, timeout_ms: int) -> Deferred[int]:
         return self._asked("read", timeout_ms)  # type: ignore[return-value]
 
-    def join(
-        self, member: Member, timeout_ms: int, *, forwarded: bool
+    def change_membership(
+        self, changes: Sequence[Change], force: bool, timeout_ms: int, *, forwarded: bool
     ) -> Deferred[Configuration]:
-        return self._asked("join", member, timeout_ms, forwarded)  # type: ignore[return-value]
+        return self._asked("change", [*changes], force, timeout_ms, forwarded)  # type: ignore[return-value]
 
-    def promote(
-        self, member_id: MemberId, timeout_ms: int, *, forwarded: bool
+    def transfer(
+        self, successor: MemberId | None, timeout_ms: int, *, forwarded: bool
     ) -> Deferred[None]:
-        return self._asked("promote", member_id, timeout_ms, forwarded)  # type: ignore[return-value]
+        return self._asked("transfer", successor, timeout_ms, forwarded)  # type: ignore[return-value]
 
 
 class Link:

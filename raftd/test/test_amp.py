@@ -19,16 +19,30 @@ from twisted.test.iosim import FakeTransport, IOPump, connect
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import errors
+from raftd.core.membership import (
+    MAX_CHANGES,
+    AddLearner,
+    Change,
+    Demote,
+    Promote,
+    Remove,
+    Rename,
+)
 from raftd.core.messages import (
+    MAX_SNAPSHOT_PIECE_BYTES,
     AppendEntries,
     AppendEntriesResponse,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Member,
     PreVote,
     PreVoteResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
+    TimeoutNowResponse,
 )
 from raftd.errors import (
     IncompatibleVersion,
@@ -39,6 +53,7 @@ from raftd.errors import (
     PeerUnreachable,
     ProtocolViolation,
     RaftdError,
+    RemovedFromCluster,
     WrongCluster,
     WrongMember,
 )
@@ -65,6 +80,15 @@ JOINER_HELLO = msgspec.structs.replace(BULK_HELLO, cluster_id=0, to_member_id=0)
 
 BIG = 2**64 - 1
 
+#: One change of each kind.
+CHANGES: list[Change] = [
+    AddLearner(Member(BIG, "d:4")),
+    Promote(BIG),
+    Demote(1),
+    Remove(2),
+    Rename(3, "e:5"),
+]
+
 #: One request and one response of every command.
 EXAMPLES: list[tuple[msgspec.Struct, msgspec.Struct]] = [
     (HELLO, HelloResponse(1, BIG, BIG, "bücher.example:1")),
@@ -79,7 +103,17 @@ EXAMPLES: list[tuple[msgspec.Struct, msgspec.Struct]] = [
         commands.ForwardResponse([b"one", b""]),
     ),
     (commands.JoinRequest(7, "c:3", 10), commands.JoinResponse(BIG, CONFIGURATION)),
-    (commands.PromoteRequest(7, 10), commands.PromoteResponse()),
+    (
+        commands.ChangeMembershipRequest(CHANGES, True, 10),
+        commands.ChangeMembershipResponse(CONFIGURATION),
+    ),
+    (commands.TransferLeadershipRequest(0, 10), commands.TransferLeadershipResponse()),
+    (TimeoutNow(7), TimeoutNowResponse(BIG)),
+    (
+        InstallSnapshot(5, 100, 4, BIG, b"\0\xff" * (MAX_SNAPSHOT_PIECE_BYTES // 2), False),
+        InstallSnapshotResponse(5, BIG, False),
+    ),
+    (InstallSnapshot(5, 100, 4, 0, b"", True), InstallSnapshotResponse(5, 0, True)),
 ]
 
 
@@ -113,6 +147,20 @@ class FormatTests(SynchronousTestCase):
             b"\x00\x0dleader_commit\x00\x0241"
             b"\x00\x05round\x00\x03300"
             b"\x00\x00",
+        )
+
+    def test_the_bytes_of_changes(self) -> None:
+        """The same for what members ask of the leader: tags, ids and names, in order."""
+        encoded = arguments.Changes().toString(CHANGES)
+        self.assertEqual(
+            msgspec.msgpack.decode(encoded),
+            [
+                ["add_learner", [BIG, "d:4"]],
+                ["promote", BIG],
+                ["demote", 1],
+                ["remove", 2],
+                ["rename", 3, "e:5"],
+            ],
         )
 
     def test_every_rpc_survives_the_wire(self) -> None:
@@ -197,6 +245,39 @@ class FormatTests(SynchronousTestCase):
         with self.assertRaises(ValueError):
             request(commands.ForwardRequest([b"v" * (limit + 1)], BIG))
 
+    def test_a_piece_of_a_snapshot_is_bounded(self) -> None:
+        argument = arguments.SnapshotPiece()
+        longest = b"x" * MAX_SNAPSHOT_PIECE_BYTES
+        self.assertEqual(argument.fromString(argument.toString(longest)), longest)
+        with self.assertRaises(ValueError):
+            request(InstallSnapshot(1, 1, 1, 0, longest + b"x", False))
+        with self.assertRaises(ProtocolViolation):
+            argument.fromString(longest + b"x")
+
+    def test_changes_are_strict(self) -> None:
+        argument = arguments.Changes()
+        most: list[Change] = [Promote(n) for n in range(1, MAX_CHANGES + 1)]
+        self.assertEqual(argument.fromString(argument.toString(most)), most)
+        with self.assertRaises(ValueError):
+            argument.toString([*most, Promote(1)])
+        wrong: list[object] = [
+            [["promote", n] for n in range(MAX_CHANGES + 1)],
+            [["crown", 1]],
+            [["promote"]],
+            [["promote", "localhost:1"]],
+            [["rename", 1]],
+            [["add_learner", 1, "a:1"]],
+            [[1, "promote"]],
+            [{"promote": 1}],
+            {},
+        ]
+        for bad in wrong:
+            with self.assertRaises(ProtocolViolation):
+                argument.fromString(msgspec.msgpack.encode(bad))
+        for garbage in (b"", b"\xc1", b"\x91" * 5000):
+            with self.assertRaises(ProtocolViolation):
+                argument.fromString(garbage)
+
     def test_the_same_entries_are_encoded_once(self) -> None:
         argument = arguments.Entries()
         batch = entries(4, 64)
@@ -249,9 +330,19 @@ class FormatTests(SynchronousTestCase):
             errors.WrongMember,
             errors.OutcomeUnknown,
             errors.Overloaded,
+            errors.ChangeInProgress,
+            errors.NotCaughtUp,
+            errors.TransferFailed,
+            errors.RemovedFromCluster,
+            errors.SnapshotDamaged,
         ):
             self.assertTrue(arguments.crosses(kind("x")))
-        for other in (errors.StorageFailed, errors.BadAnswer, ProtocolViolation):
+        for other in (
+            errors.StorageFailed,
+            errors.Removed,
+            errors.BadAnswer,
+            ProtocolViolation,
+        ):
             self.assertFalse(arguments.crosses(other("x")))
         self.assertFalse(arguments.crosses(ValueError("x")))
 
@@ -298,6 +389,26 @@ class HandshakeTests(SynchronousTestCase):
 
     def test_a_copied_directory(self) -> None:
         self.assertIn("copy", self.refused(WrongMember, member_id=BOB.id))
+
+    def test_38_a_removed_member(self) -> None:
+        """Its old identity is worth nothing any more, under whatever name."""
+        self.bob.removed = frozenset({ALICE.id, 0x123})
+        for name in (ALICE.name, "new:1"):
+            sentence = self.refused(RemovedFromCluster, name=name)
+            self.assertIn(f"{name} was removed from this cluster", sentence)
+            self.assertIn("empty its data directory and join anew", sentence)
+        # Nor may it join with that identity.
+        self.refused(RemovedFromCluster, cluster_id=0, to_member_id=0, channel="bulk")
+        # The directory emptied, it is somebody else.
+        self.assertEqual(answer_hello(self.bob, self.hello(member_id=0xA2)).member_id, BOB.id)
+
+    def test_only_who_is_meant_says_that_somebody_was_removed(self) -> None:
+        """Whoever hears it stops for good: nobody says it to a stranger."""
+        self.bob.removed = frozenset({ALICE.id})
+        self.refused(WrongCluster, cluster_id=0xBAD)
+        self.refused(WrongMember, to_member_id=0xB0B)
+        self.bob.cluster_id = 0
+        self.refused(NotReady)
 
     def test_not_ready(self) -> None:
         for identity in (LocalIdentity(), LocalIdentity(BOB, 0)):
@@ -399,25 +510,54 @@ class RoutingTests(SynchronousTestCase):
         served.node.answer = lambda: succeed([b"done", NotLeader("No.")])
         served.send(request(commands.ForwardRequest([b"a", b"b"], 500)))
         served.node.answer = lambda: succeed(CONFIGURATION)
-        served.send(request(commands.JoinRequest(7, "c:1", 10**12)))
+        served.send(request(commands.ChangeMembershipRequest(CHANGES, True, 10**12)))
         served.node.answer = lambda: succeed(None)
-        served.send(request(commands.PromoteRequest(7, 500)))
+        served.send(request(commands.TransferLeadershipRequest(7, 500)))
+        served.send(request(commands.TransferLeadershipRequest(0, 500)))
+        piece = InstallSnapshot(5, 100, 4, 0, b"x" * 70_000, False)
+        served.node.answer = lambda: succeed(InstallSnapshotResponse(5, 70_000, False))
+        served.send(request(piece))
         self.assertEqual(
             served.node.asked,
             [
                 ("forwarded", [b"a", b"b"], 500),
-                ("join", Member(7, "c:1"), net_amp.MAX_TIMEOUT_MS, True),
-                ("promote", 7, 500, True),
+                ("change", CHANGES, True, net_amp.MAX_TIMEOUT_MS, True),
+                ("transfer", 7, 500, True),
+                ("transfer", None, 500, True),
+                ("receive", ALICE.id, piece),
             ],
         )
-        forwarded, joined, _ = served.sent()
+        forwarded, changed, _, _, kept = served.sent()
         read = commands.RPC_OF_REQUEST[commands.ForwardRequest].read_response(forwarded)
         self.assertEqual(read.outcomes[0], b"done")
         self.assertIsInstance(read.outcomes[1], NotLeader)
-        rpc = commands.RPC_OF_REQUEST[commands.JoinRequest]
-        self.assertEqual(
-            rpc.read_response(joined), commands.JoinResponse(CLUSTER, CONFIGURATION)
-        )
+        rpc = commands.RPC_OF_REQUEST[commands.ChangeMembershipRequest]
+        self.assertEqual(rpc.read_response(changed).configuration, CONFIGURATION)
+        self.assertEqual(kept[b"next_offset"], b"70000")
+
+    def test_changes_that_no_correct_node_asks_for(self) -> None:
+        for change in (
+            Promote(0),
+            Remove(-1),
+            AddLearner(Member(0, "a:1")),
+            AddLearner(Member(1, "")),
+            AddLearner(Member(1, "evil\nname:1")),
+            Rename(0, "a:1"),
+            Rename(1, "x" * 300),
+            Rename(1, "\x1b[2J"),
+        ):
+            served = Served(BULK_HELLO)
+            changes: list[Change] = [Promote(1), change]
+            served.send(request(commands.ChangeMembershipRequest(changes, False, 1)))
+            self.assertTrue(served.is_aborted, change)
+            self.assertEqual(served.node.asked, [])
+
+    def test_timeout_now_is_on_the_raft_channel(self) -> None:
+        served = Served(HELLO)
+        served.node.answer = lambda: succeed(TimeoutNowResponse(7))
+        served.send(request(TimeoutNow(7)))
+        self.assertEqual(served.node.asked, [("receive", ALICE.id, TimeoutNow(7))])
+        self.assertEqual(served.sent()[0][b"term"], b"7")
 
     def test_read_index_is_on_the_raft_channel(self) -> None:
         served = Served(HELLO)
@@ -426,23 +566,42 @@ class RoutingTests(SynchronousTestCase):
         self.assertEqual(served.node.asked, [("read", 300)])
         self.assertEqual(served.sent()[0][b"read_index"], b"41")
 
-    def test_a_joiner_may_only_join_and_only_itself(self) -> None:
+    def test_39_a_joiner_may_only_join_and_only_itself(self) -> None:
         served = Served(JOINER_HELLO)
         served.node.answer = lambda: succeed(CONFIGURATION)
         served.send(request(commands.JoinRequest(ALICE.id, ALICE.name, 500)))
-        self.assertEqual(served.node.asked, [("join", ALICE, 500, False)])
+        # 39: whoever is asked passes it on, leader or not.
+        self.assertEqual(
+            served.node.asked, [("change", [AddLearner(ALICE)], False, 500, False)]
+        )
+        [answer] = served.sent()
+        self.assertEqual(
+            commands.RPC_OF_REQUEST[commands.JoinRequest].read_response(answer),
+            commands.JoinResponse(CLUSTER, CONFIGURATION),
+        )
         served.send(request(commands.JoinRequest(7, "c:1", 500)))
         self.assertTrue(served.is_aborted)
-        served = Served(JOINER_HELLO)
-        served.send(request(commands.PromoteRequest(ALICE.id, 500)))
-        self.assertTrue(served.is_aborted)
-        self.assertEqual(served.node.asked, [])
+        for message in (
+            commands.ChangeMembershipRequest([Promote(ALICE.id)], False, 500),
+            commands.TransferLeadershipRequest(ALICE.id, 500),
+            InstallSnapshot(1, 1, 1, 0, b"", True),
+        ):
+            served = Served(JOINER_HELLO)
+            served.send(request(message))
+            self.assertTrue(served.is_aborted)
+            self.assertEqual(served.node.asked, [])
 
     def test_each_channel_carries_its_own(self) -> None:
         for hello, message in (
             (HELLO, commands.ForwardRequest([], 1)),
-            (HELLO, commands.JoinRequest(7, "c:1", 1)),
+            (HELLO, commands.ChangeMembershipRequest([], False, 1)),
+            (HELLO, commands.TransferLeadershipRequest(7, 1)),
+            (HELLO, InstallSnapshot(1, 1, 1, 0, b"", True)),
             (BULK_HELLO, Heartbeat(1, 1, 1)),
+            (BULK_HELLO, TimeoutNow(1)),
+            # Only who is no member yet joins.
+            (HELLO, commands.JoinRequest(7, "c:1", 1)),
+            (BULK_HELLO, commands.JoinRequest(7, "c:1", 1)),
             (BULK_HELLO, commands.ReadIndexRequest(1)),
             (HELLO, HELLO),
         ):
@@ -464,7 +623,7 @@ class RoutingTests(SynchronousTestCase):
 
     def test_a_command_of_a_later_version_is_answered(self) -> None:
         served = Served(HELLO)
-        served.send(box((b"_command", b"InstallSnapshot"), (b"_ask", b"7")))
+        served.send(box((b"_command", b"ReadMinds"), (b"_ask", b"7")))
         self.assertEqual(served.sent()[0][b"_error_code"], b"UNHANDLED")
         self.assertFalse(served.is_aborted)
 
@@ -537,6 +696,25 @@ class RoutingTests(SynchronousTestCase):
         Served(HELLO, pair)
         Served(JOINER_HELLO, pair)
         self.assertEqual(heard, [ALICE.id])
+
+    def test_38_who_is_removed_is_dropped_and_then_told(self) -> None:
+        pair = Pair(connect=False)
+        carol = msgspec.structs.replace(HELLO, member_id=0xC, name="carol:4003")
+        raft, bulk, other = (Served(h, pair) for h in (HELLO, BULK_HELLO, carol))
+        joiner = Served(msgspec.structs.replace(JOINER_HELLO, member_id=0xD), pair)
+        pair.bob.removed = frozenset({0x123})
+        self.assertFalse(raft.is_aborted or joiner.is_aborted)
+        with capturedLogs() as events:
+            pair.bob.removed = frozenset({0x123, ALICE.id, 0xD})
+        self.assertTrue(raft.is_aborted and bulk.is_aborted and joiner.is_aborted)
+        self.assertFalse(other.is_aborted)
+        self.assertEqual(events, [])
+        again = Served(None, pair)
+        again.send(request(HELLO))
+        self.assertEqual(again.sent()[0][b"_error_code"], b"removed")
+        # The same again drops nobody: Carol was heard of in between.
+        pair.bob.removed = frozenset({0x123, ALICE.id, 0xD})
+        self.assertFalse(other.is_aborted)
 
     def test_close_drops_everything(self) -> None:
         pair = Pair(connect=False)

@@ -19,16 +19,23 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from raftd.core.membership import MAX_CHANGES, AddLearner, Change, Demote, Promote, Remove
 from raftd.core.messages import (
+    MAX_SNAPSHOT_PIECE_BYTES,
     AppendEntries,
     AppendEntriesResponse,
     Heartbeat,
     HeartbeatResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Member,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
+    TimeoutNowResponse,
 )
 from raftd.errors import (
+    ChangeInProgress,
     JoinFailed,
     NameTaken,
     NoLeader,
@@ -36,7 +43,9 @@ from raftd.errors import (
     NotReady,
     PeerUnreachable,
     RaftdError,
+    RemovedFromCluster,
     TooLarge,
+    TransferFailed,
     WrongCluster,
 )
 from raftd.interfaces import IPeer
@@ -140,20 +149,78 @@ class CallTests(SynchronousTestCase):
         self.assertIsInstance(failure_of(answer), PeerUnreachable)
         self.assertEqual(len(self.pair.network.open_links()), 1)
 
-    def test_read_index_join_promote(self) -> None:
+    def test_read_index_change_membership_transfer(self) -> None:
         self.node.oblige()
-        carol = Member(0xC, "carol:4003")
+        changes: list[Change] = [Promote(0xC), Demote(0xD), Remove(0xE)]
         read = self.peer.read_index(100)
-        joined = self.peer.join(carol, 200)
-        promoted = self.peer.promote(carol.id, 300)
+        changed = self.peer.change_membership(changes, True, 200)
+        transferred = [self.peer.transfer(to, 300) for to in (0xC, None)]
         self.flush()
         self.assertEqual(self.successResultOf(read), 1)
-        self.assertEqual(self.successResultOf(joined), CONFIGURATION)
-        self.assertIsNone(self.successResultOf(promoted))
+        self.assertEqual(self.successResultOf(changed), CONFIGURATION)
+        for transfer in transferred:
+            self.assertIsNone(self.successResultOf(transfer))
+        # What is on one connection arrives in the order sent.
+        self.assertEqual(sorted(self.node.asked, key=repr), sorted([
+            ("read", 100),
+            ("change", changes, True, 200, True),
+            ("transfer", 0xC, 300, True),
+            ("transfer", None, 300, True),
+        ], key=repr))  # fmt: skip
+
+    def test_34_a_refused_change_says_why(self) -> None:
+        self.node.answer = lambda: fail(ChangeInProgress("Another one is under way."))
+        changed = self.peer.change_membership([Promote(0xC)], False, 200)
+        self.flush()
+        error = failure_of(changed)
         self.assertEqual(
-            self.node.asked,
-            [("read", 100), ("join", carol, 200, True), ("promote", carol.id, 300, True)],
+            (type(error), str(error)), (ChangeInProgress, "Another one is under way.")
         )
+        self.node.answer = lambda: fail(TransferFailed("Too late."))
+        transferred = self.peer.transfer(0xC, 200)
+        self.flush()
+        self.assertIsInstance(failure_of(transferred), TransferFailed)
+        self.assertEqual(len(self.pair.network.links), 2)
+
+    def test_timeout_now(self) -> None:
+        self.node.answer = lambda: succeed(TimeoutNowResponse(7))
+        answer = self.peer.send(TimeoutNow(7))
+        self.flush()
+        self.assertEqual(self.successResultOf(answer), TimeoutNowResponse(7))
+        self.assertEqual(self.node.asked, [("receive", ALICE.id, TimeoutNow(7))])
+
+    def test_install_snapshot(self) -> None:
+        piece = InstallSnapshot(5, 100, 4, 7, b"s" * MAX_SNAPSHOT_PIECE_BYTES, False)
+        kept = InstallSnapshotResponse(5, 7 + MAX_SNAPSHOT_PIECE_BYTES, False)
+        self.node.answer = lambda: succeed(kept)
+        answer = self.peer.send(piece)
+        self.flush()
+        self.assertEqual(self.successResultOf(answer), kept)
+        self.assertEqual(self.node.asked, [("receive", ALICE.id, piece)])
+
+    def test_53_a_snapshot_delays_nothing_of_raft(self) -> None:
+        """Neither a piece that is stuck in the network, nor one that waits for the disk."""
+        self.node.oblige()
+        self.link("bulk").is_cut = True
+        piece = self.peer.send(InstallSnapshot(5, 100, 4, 0, b"s" * 250_000, False))
+        beat = self.peer.send(Heartbeat(1, 1, 1))
+        self.flush()
+        self.successResultOf(beat)
+        self.assertNoResult(piece)
+        self.link("bulk").is_cut = False
+        disk = self.node.open_answers()
+        self.flush()
+        self.assertEqual(len(disk), 1)
+        self.node.oblige()
+        beat = self.peer.send(Heartbeat(1, 1, 2))
+        forwarded = self.peer.forward([b"a"], 100)
+        self.flush()
+        self.successResultOf(beat)
+        self.successResultOf(forwarded)
+        self.assertNoResult(piece)
+        disk[0].callback(InstallSnapshotResponse(5, 250_000, False))
+        self.flush()
+        self.successResultOf(piece)
 
     def test_bulk_and_raft_are_two_connections(self) -> None:
         """What stalls one does not stall the other."""
@@ -173,6 +240,10 @@ class CallTests(SynchronousTestCase):
     def test_too_much_to_forward_at_once(self) -> None:
         for commands in ([b""] * (MAX_FORWARDED_COMMANDS + 1), [b"x" * MAX_PAYLOAD_BYTES]):
             self.assertIsInstance(failure_of(self.peer.forward(commands, 100)), TooLarge)
+        many: list[Change] = [Promote(1)] * (MAX_CHANGES + 1)
+        self.assertIsInstance(
+            failure_of(self.peer.change_membership(many, False, 100)), TooLarge
+        )
         self.assertEqual(self.node.asked, [])
 
     def test_without_a_connection_everything_fails_at_once(self) -> None:
@@ -182,12 +253,16 @@ class CallTests(SynchronousTestCase):
         self.assertFalse(peer.connected)
         for answer in (
             peer.send(Heartbeat(1, 1, 1)),
+            peer.send(InstallSnapshot(1, 1, 1, 0, b"", True)),
             peer.read_index(100),
-            peer.join(ALICE, 100),
-            peer.promote(ALICE.id, 100),
         ):
             self.assertIsInstance(failure_of(answer), PeerUnreachable)
-        self.assertIsInstance(failure_of(peer.forward([b"a"], 100)), NoLeader)
+        for nothing_sent in (
+            peer.forward([b"a"], 100),
+            peer.change_membership([Promote(1)], False, 100),
+            peer.transfer(None, 100),
+        ):
+            self.assertIsInstance(failure_of(nothing_sent), NoLeader)
         # Nothing was kept for later, either.
         pair.network.listening[BOB.name] = pair.factory
         pair.network.advance(3)
@@ -197,13 +272,18 @@ class CallTests(SynchronousTestCase):
     def test_a_forward_that_went_out_is_not_known_not_to_have_happened(self) -> None:
         """PeerUnreachable when sent, NoLeader when not: a client must know which."""
         self.node.open_answers()
-        sent = self.peer.forward([b"a"], 1000)
+        all_of_them: list[Deferred[Any]] = [
+            self.peer.forward([b"a"], 1000),
+            self.peer.change_membership([Promote(1)], False, 1000),
+            self.peer.transfer(1, 1000),
+        ]
         self.flush()
         self.pair.factory.close()
         self.flush()
-        error = failure_of(sent)
-        self.assertIsInstance(error, PeerUnreachable)
-        self.assertNotIsInstance(error, NoLeader)
+        for sent in all_of_them:
+            error = failure_of(sent)
+            self.assertIsInstance(error, PeerUnreachable)
+            self.assertNotIsInstance(error, NoLeader)
         self.assertIsInstance(failure_of(self.peer.forward([b"b"], 1000)), NoLeader)
 
     def test_a_forward_beyond_the_bound_is_known_not_to_have_happened(self) -> None:
@@ -271,8 +351,22 @@ class TimeoutTests(SynchronousTestCase):
         """The peer is given the time that was asked for, and a little to say so."""
         self.times_out(self.peer.read_index(700), 0.7 + peers.GRACE_S, "raft")
         self.times_out(self.peer.forward([b"a"], 700), 0.7 + peers.GRACE_S, "bulk")
-        self.times_out(self.peer.join(ALICE, 700), 0.7 + peers.GRACE_S, "bulk")
-        self.times_out(self.peer.promote(ALICE.id, 700), 0.7 + peers.GRACE_S, "bulk")
+        change = self.peer.change_membership([Promote(1)], False, 700)
+        self.times_out(change, 0.7 + peers.GRACE_S, "bulk")
+        self.times_out(self.peer.transfer(None, 700), 0.7 + peers.GRACE_S, "bulk")
+
+    def test_timeout_now(self) -> None:
+        self.times_out(self.peer.send(TimeoutNow(1)), 1.0, "raft")
+
+    def test_a_snapshot_may_wait_for_the_disk(self) -> None:
+        """And for longest at its end, when the whole file is checked and flushed."""
+        for done, timeout_s in (
+            (False, peers.SNAPSHOT_PIECE_TIMEOUT_S),
+            (True, peers.SNAPSHOT_DONE_TIMEOUT_S),
+        ):
+            call = self.peer.send(InstallSnapshot(1, 1, 1, 0, b"s", done))
+            self.times_out(call, timeout_s, "bulk")
+            self.assertTrue(self.peer.connected)
 
     def test_all_calls_of_the_connection_fail_with_it(self) -> None:
         patient = self.peer.send(AppendEntries(1, 1, 1, 1, ()))
@@ -435,6 +529,105 @@ class ReconnectTests(SynchronousTestCase):
         error = failure_of(self.pair.peer.send(Heartbeat(1, 1, 1)))
         self.assertIn("the directory of bob:4002 was lost or replaced", str(error))
 
+    def test_38_a_removed_member_is_told_so(self) -> None:
+        """While it is connected, or when it comes back; with what it can do."""
+        for connected in (True, False):
+            pair = Pair(connect=False)
+            told: list[str] = []
+            pair.transport.on_removed = told.append
+            if connected:
+                pair.connect()
+                self.assertTrue(pair.peer.connected)
+                pair.bob.removed = frozenset({ALICE.id})
+                self.assertEqual(told, [])
+            else:
+                pair.bob.removed = frozenset({ALICE.id})
+                pair.connect()
+            pair.network.advance(peers.RETRY_MAX_S + 0.02)
+            self.assertGreater(len(told), 0)
+            self.assertIn("alice:4001 was removed from this cluster", told[0])
+            self.assertIn("join anew", told[0])
+            self.assertEqual(pair.peer.refusal, told[0])
+            self.assertFalse(pair.peer.connected)
+
+    def test_a_removed_member_may_stop_when_it_is_told(self) -> None:
+        """At once, from within the call, and nothing goes on behind it."""
+        told: list[str] = []
+
+        def stop(reason: str) -> None:
+            told.append(reason)
+            self.pair.peer.close()
+
+        self.pair.transport.on_removed = stop
+        self.pair.connect()
+        self.network.advance(1)
+        self.pair.bob.removed = frozenset({ALICE.id})
+        self.network.advance(5)
+        self.assertEqual(len(told), 1)
+        self.assertEqual(self.pair.clock.getDelayedCalls(), [])
+
+    def test_no_other_refusal_is_taken_for_removal(self) -> None:
+        """A stranger, another cluster and somebody not ready do not stop a node."""
+        told: list[str] = []
+        self.pair.transport.on_removed = told.append
+        self.pair.bob.removed = frozenset({ALICE.id})
+        bob = self.pair.bob
+        bob.cluster_id = 0xBAD
+        self.pair.connect()
+        self.network.advance(5)
+        self.assertIn("belongs to cluster", self.pair.peer.refusal)
+        bob.cluster_id, bob.member = CLUSTER, Member(0x999, BOB.name)
+        self.network.advance(5)
+        self.assertIn("was lost or replaced", self.pair.peer.refusal)
+        bob.member = None
+        self.network.advance(5)
+        self.assertIn("does not belong to a cluster yet", self.pair.peer.refusal)
+        self.assertEqual(told, [])
+
+    def test_a_member_with_a_new_name(self) -> None:
+        """A new peer goes to the new address at once, whichever is made or closed first."""
+        moved = Member(BOB.id, "bob.example:5002")
+        for close_first in (True, False):
+            pair = Pair()
+            pair.node.oblige()
+            old = pair.peer
+            pair.network.listening = {moved.name: pair.factory}
+            pair.bob.member = moved
+            if close_first:
+                old.close()
+            new = pair.transport.peer(moved)
+            if not close_first:
+                old.close()
+            pair.network.flush()
+            self.assertTrue(new.connected)
+            self.assertFalse(old.connected)
+            answer = new.send(Heartbeat(1, 1, 1))
+            pair.network.advance(5)
+            self.successResultOf(answer)
+            # Nobody asks for the old name again, not even when Bob calls.
+            attempts = pair.network.attempts
+            self.assertEqual({name for _, name in attempts[2:]}, {moved.name})
+            for link in pair.network.open_links():
+                link.server.drop("restart")  # type: ignore[attr-defined]
+            pair.network.flush()
+            pair.transport.connect_now(BOB.id)
+            pair.network.flush()
+            self.assertTrue(new.connected)
+            self.assertEqual({name for _, name in attempts[2:]}, {moved.name})
+            new.close()
+            pair.network.flush()
+            self.assertEqual(pair.transport._peers, {})
+
+    def test_this_node_with_a_new_name(self) -> None:
+        """The next handshake says it."""
+        self.pair.connect()
+        self.pair.alice.member = Member(ALICE.id, "alice.example:5001")
+        for link in self.network.open_links():
+            link.server.drop("restart")  # type: ignore[attr-defined]
+        self.network.advance(1)
+        names = {link.server.peer_name for link in self.network.open_links()}  # type: ignore[attr-defined]
+        self.assertEqual(names, {"alice.example:5001"})
+
     def test_a_node_that_is_not_ready_is_tried_again_soon(self) -> None:
         self.pair.factory.rpc = None
         self.refused_for(2)
@@ -575,7 +768,8 @@ class JoinTests(SynchronousTestCase):
             self.assertEqual(self.network.open_links(), [])
             self.network.advance(boxes.BOX_TIMEOUT_S, 1.0)
             self.assertEqual(self.network.clock.getDelayedCalls(), [])
-        self.assertEqual(self.node.asked, [("join", self.carol, 10_000, False)] * 2)
+        asked = ("change", [AddLearner(self.carol)], False, 10_000, False)
+        self.assertEqual(self.node.asked, [asked] * 2)
 
     def test_nothing_is_listening(self) -> None:
         self.network.listening.clear()
@@ -606,6 +800,10 @@ class JoinTests(SynchronousTestCase):
 
     def test_another_cluster(self) -> None:
         self.assert_fails(self.join(0xBAD), WrongCluster, "cluster")
+
+    def test_38_a_removed_member_does_not_join_as_it_was(self) -> None:
+        self.pair.bob.removed = frozenset({self.carol.id})
+        self.assert_fails(self.join(CLUSTER), RemovedFromCluster, "empty its data directory")
 
     def test_not_ready(self) -> None:
         self.pair.factory.rpc = None
