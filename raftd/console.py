@@ -9,14 +9,16 @@ option ends the program, since nobody may be there to answer.
 from __future__ import annotations
 
 import os
-import select
-import threading
+import stat
 from collections.abc import Callable, Sequence
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
+from twisted.python.failure import Failure
 
 from raftd.errors import BadAnswer, Fatal, RaftdError
 from raftd.interfaces import ISetup, Stage
@@ -26,9 +28,6 @@ T = TypeVar("T")
 
 #: The longest answer, in bytes; what is longer is read to its end and refused.
 MAX_ANSWER = 4_096
-
-#: How long to wait for input that somebody else made non-blocking.
-_BUSY_WAIT_MS = 1_000
 
 NAME_PROMPT = "Enter host:port> "
 CHOICE_PROMPT = "Initialize or join? [ij] "
@@ -54,19 +53,22 @@ class Answers(msgspec.Struct, frozen=True):
 # -- reading -----------------------------------------------------------------
 
 
-class LineReader:
+class Prompter(Protocol):
     """
-    Lines of a descriptor, read when one is asked for and never ahead of that.
+    The protocol on standard input: lines, one for each question.
 
-    A blocking read on a thread: it works alike for terminals, pipes, files
-    and `/dev/null`, leaves the mode of a shared terminal alone, and nothing
-    reads any more once the last question is answered.
+    Between the questions it does not read, so what is typed ahead waits for
+    its question, and nothing is read once the last one is answered.
+
+    Invariant: while no question is open, the transport is paused.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, descriptor: int | None) -> None:
-        self._reactor = reactor
-        self._descriptor = descriptor
+    def __init__(self) -> None:
         self._buffer = bytearray()
+        self._asked: Deferred[bytes] | None = None
+        #: The line that is arriving is too long, and is not kept.
+        self._skipping = False
+        self._ended = False
 
     def line(self) -> Deferred[bytes]:
         """
@@ -75,58 +77,81 @@ class LineReader:
         Fails with `EndOfInput`, or with `BadAnswer` for a line above
         `MAX_ANSWER` bytes, which is skipped.
         """
-        answered: Deferred[bytes] = Deferred()
-        # A daemon: the process may end while a read is waiting.
-        threading.Thread(
-            target=self._read_line, args=(answered,), name="raftd-stdin", daemon=True
-        ).start()
+        self._asked = answered = Deferred[bytes]()
+        self._read_on(True)
+        self._answer()
         return answered
 
-    def _read_line(self, answered: Deferred[bytes]) -> None:
-        skipped = False
-        ended = False
-        while (end := self._buffer.find(b"\n")) < 0 and not ended:
+    def connectionMade(self) -> None:
+        self._read_on(False)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._buffer += data
+        self._answer()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ended = True
+        self._answer()
+
+    def _read_on(self, on: bool) -> None:
+        if self.transport is not None and not self._ended:
+            transport = cast(IPushProducer, self.transport)
+            (transport.resumeProducing if on else transport.pauseProducing)()
+
+    def _answer(self) -> None:
+        """Answer the open question if there is a line, or no more to come."""
+        asked = self._asked
+        if asked is None:
+            return
+        end = self._buffer.find(b"\n")
+        if end < 0 and not self._ended:
             if len(self._buffer) > MAX_ANSWER:
-                skipped = True
+                self._skipping = True
                 self._buffer.clear()
-            data = self._read()
-            ended = not data
-            self._buffer += data
-        if end < 0:
-            end = len(self._buffer)
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
+            return
+        line = bytes(self._buffer[:end] if end >= 0 else self._buffer)
+        del self._buffer[: len(line) + 1]
+        skipped, self._skipping, self._asked = self._skipping, False, None
+        self._read_on(False)
         if skipped or len(line) > MAX_ANSWER:
-            self._fail(answered, BadAnswer(f"An answer has at most {MAX_ANSWER} bytes."))
-        elif ended and not line:
-            self._fail(answered, EndOfInput("End of input: raftd was not started."))
+            asked.errback(BadAnswer(f"An answer has at most {MAX_ANSWER} bytes."))
+        elif end < 0 and not line:
+            asked.errback(EndOfInput("End of input: raftd was not started."))
         else:
-            self._reactor.callFromThread(answered.callback, line)
-
-    def _fail(self, answered: Deferred[bytes], reason: RaftdError) -> None:
-        self._reactor.callFromThread(answered.errback, reason)
-
-    def _read(self) -> bytes:
-        """Some bytes, or none at the end."""
-        while self._descriptor is not None:
-            try:
-                return os.read(self._descriptor, 4096)
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._descriptor, select.POLLIN)
-                poll.poll(_BUSY_WAIT_MS)
-            except OSError:  # the terminal is gone, or not ours to read
-                break
-        return b""
+            asked.callback(line)
 
 
-def line_reader(reactor: IReactorFromThreads, stream: TextIO | None) -> LineReader:
-    """A reader of `stream`, which is None if it was closed from the start."""
+def open_prompter(reactor: Any, stream: TextIO | None) -> Prompter:
+    """
+    A prompter on `stream`, which is None if it was closed from the start.
+
+    The reactor wants descriptors that do not block, and that mode belongs to
+    the open file, which a terminal shares with the shell: so the file is
+    opened once more, for us alone, where the system lets us.
+    """
+    prompter = Prompter()
     try:
-        descriptor = None if stream is None else stream.fileno()
+        descriptor = None if stream is None else _reopen(stream.fileno())
     except (OSError, ValueError):
         descriptor = None
-    return LineReader(reactor, descriptor)
+    if descriptor is None:
+        prompter.connectionLost()
+    else:
+        # All output goes through another way (`raftd.outlet`), which a stalled
+        # terminal does not stop: this end is never written to.
+        _, unused = os.pipe()
+        StandardIO(prompter, descriptor, unused, reactor)  # type: ignore[call-arg]
+    return prompter
+
+
+def _reopen(descriptor: int) -> int:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        try:
+            return os.open(f"/dev/fd/{descriptor}", os.O_RDONLY | os.O_NOCTTY)
+        except OSError:
+            pass  # somebody else's terminal, or a system without such names
+    return os.dup(descriptor)
 
 
 # -- asking ------------------------------------------------------------------

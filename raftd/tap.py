@@ -23,14 +23,14 @@ import msgspec
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IReactorCore, IReactorTime
 from twisted.logger import Logger, textFileLogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from raftd import __version__
 from raftd.clock import use_monotonic
-from raftd.console import Answers, Console, Dialogue, line_reader
+from raftd.console import Answers, Console, Dialogue, open_prompter
 from raftd.errors import BadAnswer, Fatal, RaftdError
 from raftd.interfaces import IServer, Stage
 from raftd.logs import HeldLog, LogFileWriter, ObserverFactory
@@ -366,7 +366,7 @@ def makeService(options: Options) -> IService:
     terminal = Outlet()
     say, warn = stream_writer(sys.stdout), stream_writer(sys.stderr)
     console = Console(
-        line_reader(cast(IReactorFromThreads, reactor), sys.stdin).line,
+        open_prompter(reactor, sys.stdin).line,
         say=partial(terminal.put, say),
         warn=partial(terminal.put, warn),
         echo=sys.stdin is None or not sys.stdin.isatty(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from textwrap import dedent
+from typing import TextIO
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
@@ -15,9 +16,9 @@ from raftd.console import (
     Console,
     Dialogue,
     EndOfInput,
-    LineReader,
     OptionRefused,
-    line_reader,
+    Prompter,
+    open_prompter,
 )
 from raftd.errors import BadAnswer, Fatal, StorageFailed
 from raftd.interfaces import Stage
@@ -351,15 +352,25 @@ class DialogueTests(SynchronousTestCase):
         self.assertEqual(stages, [Stage.JOINING, Stage.MEMBER])
 
 
-class LineReaderTests(TestCase):
+class PrompterTests(TestCase):
     """On real descriptors and the real reactor."""
 
     def setUp(self) -> None:
+        reader_end, self.writer_end = os.pipe()
+        self.stream = os.fdopen(reader_end)
+        self.addCleanup(self.stream.close)
+        self.reader = self.open(self.stream)
+
+    def open(self, stream: TextIO | None) -> Prompter:
         from twisted.internet import reactor
 
-        self.reader_end, self.writer_end = os.pipe()
-        self.addCleanup(os.close, self.reader_end)
-        self.reader = LineReader(reactor, self.reader_end)  # type: ignore[arg-type]
+        prompter = open_prompter(reactor, stream)
+        self.addCleanup(self.close, prompter)
+        return prompter
+
+    def close(self, prompter: Prompter) -> None:
+        if prompter.transport is not None:
+            prompter.transport.loseConnection()
 
     def write(self, data: bytes) -> None:
         os.write(self.writer_end, data)
@@ -375,8 +386,30 @@ class LineReaderTests(TestCase):
         self.write(b"one\n")
         self.assertEqual(await self.reader.line(), b"one")
         self.write(b"not asked for\n")
-        os.set_blocking(self.reader_end, False)
-        self.assertEqual(os.read(self.reader_end, 100), b"not asked for\n")
+        self.assertEqual(self.stream.readline(), "not asked for\n")
+        os.close(self.writer_end)
+
+    async def test_the_mode_of_what_is_shared_stays_as_it_was(self) -> None:
+        self.assertTrue(os.get_blocking(self.stream.fileno()))
+        line = self.reader.line()
+        self.assertTrue(os.get_blocking(self.stream.fileno()))
+        self.write(b"one\n")
+        self.assertEqual(await line, b"one")
+        os.close(self.writer_end)
+
+    async def test_a_file(self) -> None:
+        path = self.mktemp()
+        with open(path, "w+", encoding="ascii") as file:
+            file.write("one\ntwo")
+            file.seek(0)
+            reader = self.open(file)
+            self.assertEqual([await reader.line() for _ in range(2)], [b"one", b"two"])
+            await self.assertFailure(reader.line(), EndOfInput)
+        os.close(self.writer_end)
+
+    async def test_nothing_at_all(self) -> None:
+        with open(os.devnull, encoding="ascii") as file:
+            await self.assertFailure(self.open(file).line(), EndOfInput)
         os.close(self.writer_end)
 
     async def test_a_long_line_is_refused_and_skipped(self) -> None:
@@ -387,18 +420,15 @@ class LineReaderTests(TestCase):
         self.assertEqual(await self.reader.line(), b"next")
 
     async def test_a_descriptor_made_nonblocking_by_somebody_else(self) -> None:
-        os.set_blocking(self.reader_end, False)
+        os.set_blocking(self.stream.fileno(), False)
         line = self.reader.line()
         self.write(b"late\n")
         self.assertEqual(await line, b"late")
         os.close(self.writer_end)
 
     async def test_a_closed_standard_input_is_its_end(self) -> None:
-        from twisted.internet import reactor
-
         os.close(self.writer_end)
-        reader = line_reader(reactor, None)  # type: ignore[arg-type]
-        await self.assertFailure(reader.line(), EndOfInput)
+        await self.assertFailure(self.open(None).line(), EndOfInput)
 
     async def test_a_cancelled_question_is_forgotten(self) -> None:
         from twisted.internet.defer import CancelledError
