@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -20,7 +21,8 @@ from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from raftd.core.messages import Member
+from raftd.core.membership import Change, Configuration
+from raftd.core.messages import Member, MemberId
 from raftd.errors import (
     BadRequest,
     NoLeader,
@@ -135,6 +137,17 @@ class FakeNode:
         raise NotImplementedError
 
     def read(self, done: Done[None]) -> None:
+        raise NotImplementedError
+
+    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
+        raise NotImplementedError
+
+    def change_membership(
+        self, changes: Sequence[Change], force: bool
+    ) -> Deferred[Configuration]:
+        raise NotImplementedError
+
+    def transfer(self, successor: MemberId | None) -> Deferred[None]:
         raise NotImplementedError
 
     def status(self) -> NodeStatus:
@@ -330,7 +343,7 @@ class Methods(WebCase):
     def test_options(self) -> None:
         for target, allow in (
             (b"/db/k", ALLOW_DB),
-            (b"*", ALLOW_DB),
+            (b"*", "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"),
             (b"/status", "GET, HEAD, OPTIONS"),
         ):
             answer = self.ask("OPTIONS", target)

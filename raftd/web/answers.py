@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from raftd.errors import BadRequest, DidNotHappen, NotLeader, RaftdError, TooLarge
+from raftd.errors import (
+    BadRequest,
+    ChangeRefused,
+    DidNotHappen,
+    NotLeader,
+    RaftdError,
+    TooLarge,
+)
 from raftd.interfaces import IRequest
 
 #: When to try again, in seconds: about the time that an election takes.
@@ -66,6 +73,14 @@ def failed_write(request: IRequest, reason: RaftdError) -> None:
         error(request, 504, "outcome_unknown", _sentence(reason))
     else:
         _did_not_happen(request, reason)
+
+
+def failed_change(request: IRequest, reason: RaftdError) -> None:
+    """As a write, but one that does not fit the present configuration is 409."""
+    if isinstance(reason, ChangeRefused):
+        error(request, 409, reason.code, _sentence(reason))
+    else:
+        failed_write(request, reason)
 
 
 def failed_read(request: IRequest, reason: RaftdError) -> None:

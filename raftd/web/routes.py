@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from raftd.interfaces import IDatabase, INode, IRequest
-from raftd.web import db, status
+from raftd.web import db, leader, members, status
 from raftd.web.answers import RETRY_AFTER, error, options
+
+#: What is offered anywhere.
+ALLOW = b"GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
 
 
 class Site(NamedTuple):
@@ -44,8 +47,17 @@ class Routes:
             db.handle(request, site.database)
         elif path == status.PATH:
             status.handle(request, site.node, site.database, self._version)
+        elif path == members.PATH or path.startswith(members.PREFIX):
+            members.handle(request, site.node)
+        elif path == leader.PATH:
+            leader.handle(request, site.node)
         elif path == b"*":
             # Only OPTIONS comes with it, and it asks about the server as a whole.
-            options(request, db.ALLOW)
+            options(request, ALLOW)
         else:
-            error(request, 404, "not_found", "There is nothing here but /db/KEY and /status.")
+            error(
+                request,
+                404,
+                "not_found",
+                "There is nothing here but /db/KEY, /status, /members and /leader.",
+            )

@@ -47,11 +47,12 @@ def as_json(status: NodeStatus, revision: int, version: str) -> dict[str, object
         "snapshot_index": status.snapshot_index,
         "revision": revision,
         "uptime_seconds": round(status.uptime_seconds, 3),
-        "members": [_member(member, is_leader) for member in status.members],
+        "members": [member_as_json(member, is_leader) for member in status.members],
     }
 
 
-def _member(status: MemberStatus, is_leader: bool) -> dict[str, object]:
+def member_as_json(status: MemberStatus, is_leader: bool) -> dict[str, object]:
+    """One member, and how far it is if a leader says so."""
     value: dict[str, object] = {
         "name": status.member.name,
         "id": f"{status.member.id:016x}",
