@@ -232,6 +232,12 @@ class JoinFailed(RaftdError):
     code = "join_failed"
 
 
+class NoLeaderYet(JoinFailed):
+    """The cluster is there and has no leader: it may have one a moment later."""
+
+    code = "no_leader_yet"
+
+
 # -- the node must stop ------------------------------------------------------
 
 

@@ -10,20 +10,31 @@ it counts for no quorum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
 
+from raftd.core.membership import Promote
 from raftd.core.messages import Member
-from raftd.errors import ChangeInProgress, ChangeRefused, JoinFailed, NotCaughtUp, RaftdError
+from raftd.errors import (
+    ChangeInProgress,
+    ChangeRefused,
+    JoinFailed,
+    NoLeaderYet,
+    NotCaughtUp,
+    RaftdError,
+)
 from raftd.net.join import JoinAnswer, request_join
 from raftd.node import Node
-from raftd.probing import NoLeaderYet, probe
 
 #: Where to connect to for a name.
 EndpointFor = Callable[[str], IStreamClientEndpoint]
+#: Looks at a server before it is asked: `JoinFailed` if it cannot help, or
+#: `NoLeaderYet` if it may in a moment.
+Probe = Callable[[Any, str], Awaitable[object]]
 
 #: How long a cluster may take to elect a leader before the join is given up.
 LEADER_PATIENCE_S = 5.0
@@ -43,6 +54,7 @@ async def ask_to_join(
     servers: Sequence[str],
     member: Member,
     cluster_id: int,
+    probe: Probe | None,
 ) -> JoinAnswer:
     """
     Become a learner of the cluster of `servers`, which are tried in order.
@@ -54,7 +66,8 @@ async def ask_to_join(
         try:
             if server == member.name:
                 raise JoinFailed(f"{server} is this node itself.")
-            await _probe_for_leader(reactor, server)
+            if probe is not None:
+                await _probe_for_leader(reactor, server, probe)
             return await request_join(
                 reactor, endpoint_for(server), server, member, cluster_id, JOIN_TIMEOUT_S
             )
@@ -63,7 +76,7 @@ async def ask_to_join(
     raise JoinFailed(" ".join(dict.fromkeys(reasons)))
 
 
-async def _probe_for_leader(reactor: IReactorTime, server: str) -> None:
+async def _probe_for_leader(reactor: IReactorTime, server: str, probe: Probe) -> None:
     """Probe until there is a leader, for the time that an election may take."""
     give_up_at = reactor.seconds() + LEADER_PATIENCE_S
     while True:
@@ -76,28 +89,32 @@ async def _probe_for_leader(reactor: IReactorTime, server: str) -> None:
         await pause(reactor)
 
 
-async def become_voter(reactor: IReactorTime, node: Node) -> None:
+async def become_member(reactor: IReactorTime, node: Node, *, learner: bool) -> None:
     """
     Catch up, ask for a vote, and return when the entry that gives it is applied.
+
+    A learner asks for none: it returns when it has caught up.
 
     `JoinFailed` when the leader does not reach this node, or refuses.
     """
     progress, stalled_at = -1, 0.0
-    while not node.is_settled_voter:
+    while not (node.is_settled_learner if learner else node.is_settled_voter):
         status = node.status()
         if status.last_index + status.applied_index > progress:
             progress = status.last_index + status.applied_index
             stalled_at = reactor.seconds() + STALL_TIMEOUT_S
         elif reactor.seconds() >= stalled_at:
             raise JoinFailed(_why_stalled(node))
-        if status.leader is not None and status.applied_index == status.commit_index > 0:
+        caught_up = status.applied_index == status.commit_index > 0
+        if not learner and status.leader is not None and caught_up:
             await _ask_for_vote(node)
         await pause(reactor)
 
 
 async def _ask_for_vote(node: Node) -> None:
     try:
-        await node.promote(node.member.id, PROMOTE_TIMEOUT_MS)
+        promotion = [Promote(node.member.id)]
+        await node.change_membership(promotion, timeout_ms=PROMOTE_TIMEOUT_MS)
     except (NotCaughtUp, ChangeInProgress):
         pass  # a little later, then
     except ChangeRefused as e:

@@ -641,6 +641,13 @@ class Node:
             and self._raft.applied_index >= self._raft.configuration_index
         )
 
+    @property
+    def is_settled_learner(self) -> bool:
+        """Whether this node is a member and has applied all that it knows to be committed."""
+        raft = self._raft
+        known = self.member.id in raft.configuration.members()
+        return known and raft.configuration_index <= raft.applied_index == raft.commit_index
+
     def status(self) -> NodeStatus:
         """See `INode.status`."""
         raft, now = self._raft, self._clock.seconds()

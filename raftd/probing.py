@@ -20,7 +20,7 @@ from twisted.internet.error import (
 )
 from twisted.web.client import Agent
 
-from raftd.errors import JoinFailed
+from raftd.errors import JoinFailed, NoLeaderYet
 
 #: How long one probe may take.
 PROBE_TIMEOUT_S = 3.0
@@ -42,10 +42,6 @@ class _NotReady(msgspec.Struct):
 
     error: str
     message: str
-
-
-class NoLeaderYet(JoinFailed):
-    """The cluster is there and has no leader: it may have one a moment later."""
 
 
 async def probe(reactor: Any, server: str) -> ServerStatus:

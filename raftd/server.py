@@ -1,10 +1,8 @@
 """
-The key-value server: a data directory, a port, and the node between them.
+The key-value server: a replica of the store, and one port for peers and HTTP.
 
-`Server` takes the steps from one to the other in the order in which the
-dialogue, or the options in its place, ask for them.  What each step leaves on
-disk is such that a crash at any point only means that the step is taken
-again.
+It is a user of `raftd.replica` like any other, and takes its steps in the
+order in which the dialogue, or the options in its place, ask for them.
 """
 
 from __future__ import annotations
@@ -19,12 +17,8 @@ from twisted.internet.threads import deferToThreadPool
 from zope.interface import implementer
 
 from raftd import __version__
-from raftd.core.membership import Configuration, encode_configuration
-from raftd.core.messages import Entry, EntryKind, HardState, Member
-from raftd.core.settings import Settings
-from raftd.errors import BadAnswer, Fatal, JoinFailed
+from raftd.errors import Fatal
 from raftd.interfaces import IServer, Recovered, Stage
-from raftd.joining import ask_to_join, become_voter, pause
 from raftd.kv.database import Database
 from raftd.kv.store import Store
 from raftd.listening import check_exposure, close, listen, resolve
@@ -32,13 +26,9 @@ from raftd.names import split_name
 from raftd.net.http1 import HTTPFactory
 from raftd.net.port import PortFactory
 from raftd.node import Node
-from raftd.service import NodeService
-from raftd.storage.directory import DataDirectory, Identity, draw_id
-from raftd.storage.wal import Wal
+from raftd.probing import probe
+from raftd.replica import Replica, ReplicaOptions
 from raftd.web.routes import Routes, Site
-
-#: The term and index of the entry that every cluster begins with.
-FIRST_TERM = 1
 
 
 class ServerOptions(msgspec.Struct, frozen=True):
@@ -47,67 +37,56 @@ class ServerOptions(msgspec.Struct, frozen=True):
     data_dir: str
     listen: str | None = None
     insecure: bool = False
-    heartbeat_interval_ms: int = 100
-    election_timeout_ms: int = 600
-    request_timeout_ms: int = 5_000
+    learner: bool = False
+    replica: ReplicaOptions = ReplicaOptions()
 
 
 @implementer(IServer)
 class Server:
-    """
-    See `IServer` and `ISetup`, whose promises these methods keep.
-
-    Invariant: the node runs only with a locked directory whose identity is
-    durable, and on a port that is bound.
-    """
+    """See `IServer` and `ISetup`, whose promises these methods keep."""
 
     def __init__(
         self, reactor: Any, options: ServerOptions, on_fatal: Callable[[Fatal], None]
     ) -> None:
         self._reactor = reactor
         self._options = options
-        self._on_fatal = on_fatal
-        self._directory = DataDirectory(options.data_dir)
         self._name = ""
         self._ports: list[IListeningPort] = []
-        self._log: Wal | None = None
         self._store = Store()
-        settings = Settings(options.heartbeat_interval_ms, options.election_timeout_ms)
-        self._service = NodeService(reactor, settings, options.request_timeout_ms)
+        self._replica = Replica(
+            reactor,
+            options.data_dir,
+            self._store,
+            options.replica,
+            on_running=self._show,
+            on_fatal=on_fatal,
+            probe=probe,
+        )
         self._routes = Routes(__version__)
         self._http_factory = HTTPFactory(self._routes.handle, reactor)
         self._port_factory = PortFactory(
-            self._service.peer_factory, self._http_factory, reactor
+            self._replica.peer_factory, self._http_factory, reactor
         )
 
     def open(self) -> None:
         """See `IServer.open`."""
-        self._directory.open()
+        self._replica.open()
 
     @property
     def stage(self) -> Stage:
-        identity = self._directory.identity
-        return Stage.NEW if identity is None else identity.stage
+        return self._replica.stage
 
     @property
     def recorded_name(self) -> str:
-        identity = self._directory.identity
-        return "" if identity is None else identity.name
-
-    # -- the name and its port -------------------------------------------------
+        return self._replica.recorded_name
 
     def take_name(self, name: str) -> Deferred[None]:
         """See `ISetup.take_name`."""
         return Deferred.fromCoroutine(self._take_name(name))
 
     async def _take_name(self, name: str) -> None:
-        host, port = split_name(name)
-        if self.recorded_name and name != self.recorded_name:
-            raise BadAnswer(
-                f"This directory belongs to {self.recorded_name}; it cannot be used as {name}."
-            )
-        if self._options.listen is not None:
-            host, port = split_name(self._options.listen)
+        self._replica.check_name(name)
+        host, port = split_name(self._options.listen or name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
         check_exposure(name, addresses, self._options.insecure)
@@ -115,123 +94,22 @@ class Server:
         self._ports = listen(self._reactor, addresses, port, self._port_factory)
         self._name = name
 
-    # -- a new cluster ----------------------------------------------------------
-
     def initialize(self) -> Deferred[None]:
         """See `ISetup.initialize`."""
-        return Deferred.fromCoroutine(self._initialize())
-
-    async def _initialize(self) -> None:
-        if self._directory.identity is None:
-            self._directory.save(
-                Identity(Stage.INITIALIZING, self._name, draw_id(), cluster_id=draw_id())
-            )
-        configuration = Configuration(voters=(self._member(),))
-        data = encode_configuration(configuration)
-        first = Entry(1, FIRST_TERM, EntryKind.CONFIGURATION, 0, data)
-        self._create_log(HardState(FIRST_TERM), (first,))
-        self._record(stage=Stage.MEMBER, log_created=True)
-        node = self._run_node()
-        while node.status().applied_index == 0:
-            await pause(self._reactor)
-
-    # -- a new member ------------------------------------------------------------
+        return Deferred.fromCoroutine(self._replica.initialize(self._name))
 
     def join(self, servers: Sequence[str]) -> Deferred[None]:
         """See `ISetup.join`."""
-        return Deferred.fromCoroutine(self._join(tuple(servers)))
-
-    async def _join(self, servers: tuple[str, ...]) -> None:
-        identity = self._begin_join(servers)
-        if identity.cluster_id:
-            # It may be a voter already, and must not be silent while it asks.
-            self._run_node()
-        answer = await ask_to_join(
-            self._reactor,
-            self._service.endpoint_for,
-            identity.join_servers,
-            self._member(),
-            identity.cluster_id,
-        )
-        self._record(cluster_id=answer.cluster_id)
-        await become_voter(self._reactor, self._run_node())
-        self._record(stage=Stage.MEMBER)
-
-    def _begin_join(self, servers: tuple[str, ...]) -> Identity:
-        """An identity and a log, durable before anyone hears of this node."""
-        if self._directory.identity is None:
-            self._directory.save(
-                Identity(Stage.JOINING, self._name, draw_id(), join_servers=servers)
-            )
-        elif servers:
-            self._record(join_servers=servers)
-        if not self._identity.join_servers:
-            raise JoinFailed("no server to join is recorded.")
-        if not self._identity.log_created:
-            self._create_log(HardState(), ())
-            self._record(log_created=True)
-        return self._identity
-
-    # -- a restart ---------------------------------------------------------------
+        joining = self._replica.join(self._name, servers, learner=self._options.learner)
+        return Deferred.fromCoroutine(joining)
 
     def recover(self) -> Deferred[Recovered]:
         """See `ISetup.recover`."""
-        return Deferred.fromCoroutine(self._recover())
+        return Deferred.fromCoroutine(self._replica.recover())
 
-    async def _recover(self) -> Recovered:
-        log = self._recovered_log()
-        recovered = Recovered(self.recorded_name, log.hard_state.term, len(log.entries))
-        self._run_node()
-        return recovered
-
-    # -- the log and the node ---------------------------------------------------
-
-    @property
-    def _identity(self) -> Identity:
-        identity = self._directory.identity
-        assert identity is not None, "the directory has been given an identity before"
-        return identity
-
-    def _member(self) -> Member:
-        return Member(self._identity.member_id, self._identity.name)
-
-    def _record(self, **changes: Any) -> None:
-        """Make changes to the identity durable, if they are any."""
-        changed = msgspec.structs.replace(self._identity, **changes)
-        if changed != self._identity:
-            self._directory.save(changed)
-
-    def _create_log(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
-        """Whatever log is there holds no promise yet, and is made anew."""
-        self._directory.discard_log()
-        self._log = Wal.create(
-            self._directory.log_path,
-            self._identity.member_id,
-            hard_state,
-            entries,
-            reactor=self._reactor,
-        )
-
-    def _recovered_log(self) -> Wal:
-        if self._log is None:
-            self._log = Wal.open(
-                self._directory.log_path, self._identity.member_id, reactor=self._reactor
-            )
-        return self._log
-
-    def _run_node(self) -> Node:
-        """The node, started if it is not running."""
-        if self._service.node is not None:
-            return self._service.node
-        node = self._service.start(
-            self._member(),
-            self._identity.cluster_id,
-            self._recovered_log(),
-            self._store,
-            self._on_fatal,
-        )
+    def _show(self, node: Node) -> None:
+        """Let HTTP see the node."""
         self._routes.site = Site(node, Database(node, self._store))
-        return node
 
     def stop(self) -> Deferred[None]:
         """See `IServer.stop`."""
@@ -242,8 +120,5 @@ class Server:
         await close(ports)
         # Requests in hand are finished first: they need the node.
         await self._http_factory.stop()
-        await self._service.stop()
+        await self._replica.stop()
         await self._port_factory.close_all()
-        if self._log is not None and self._service.node is None:
-            await self._log.close()
-        self._directory.close()

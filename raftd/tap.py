@@ -31,20 +31,20 @@ from twisted.python.failure import Failure
 from raftd import __version__
 from raftd.clock import use_monotonic
 from raftd.console import Answers, Console, Dialogue, open_prompter
+from raftd.core.settings import MIN_HEARTBEATS_PER_ELECTION_TIMEOUT
 from raftd.errors import BadAnswer, Fatal, RaftdError
 from raftd.interfaces import IServer, Stage
 from raftd.logs import HeldLog, LogFileWriter, ObserverFactory
 from raftd.names import is_address, split_name, split_names
 from raftd.outlet import Outlet, stream_writer
+from raftd.replica import ReplicaOptions
 
 _log = Logger()
 
-DEFAULT_HEARTBEAT_INTERVAL_MS = 100
-DEFAULT_ELECTION_TIMEOUT_MS = 600
-DEFAULT_REQUEST_TIMEOUT_MS = 5_000
+DEFAULTS = ReplicaOptions()
 
-#: An election timeout shorter than this would take one late heartbeat for a dead leader.
-MIN_HEARTBEATS_PER_ELECTION_TIMEOUT = 5
+#: The most that a log may grow between two snapshots.
+MAX_THRESHOLD_BYTES = 1 << 40
 
 #: The longest of any timeout that can be asked for.
 MAX_TIMEOUT_MS = 3_600_000
@@ -87,24 +87,32 @@ class Options(usage.Options):
         [
             "heartbeat-interval-ms",
             None,
-            DEFAULT_HEARTBEAT_INTERVAL_MS,
+            DEFAULTS.heartbeat_interval_ms,
             "How often a leader makes itself heard.",
         ],
         [
             "election-timeout-ms",
             None,
-            DEFAULT_ELECTION_TIMEOUT_MS,
+            DEFAULTS.election_timeout_ms,
             "How long without a leader until an election: five heartbeats or more.",
         ],
         [
             "request-timeout-ms",
             None,
-            DEFAULT_REQUEST_TIMEOUT_MS,
+            DEFAULTS.request_timeout_ms,
             "How long a client's request may wait for a leader and a quorum.",
+        ],
+        [
+            "snapshot-threshold-bytes",
+            None,
+            DEFAULTS.snapshot_threshold_bytes,
+            "How much the log grows between two snapshots of the state.",
         ],
     ]
     optFlags = [  # noqa: RUF012
         ["init", None, "Create a new cluster, of this member."],
+        ["learner", None, "Join without a vote: a copy that counts for no quorum."],
+        ["lease-reads", None, "Trust clocks to run alike, for reads without asking a quorum."],
         ["insecure", None, "Listen beyond loopback, though nothing is encrypted yet."],
     ]
 
@@ -129,7 +137,9 @@ class Options(usage.Options):
         except BadAnswer as e:
             raise usage.UsageError(str(e)) from None
         for name in ("heartbeat-interval-ms", "election-timeout-ms", "request-timeout-ms"):
-            self[name] = _milliseconds(name, self[name])
+            self[name] = _whole(name, self[name], MAX_TIMEOUT_MS, "milliseconds")
+        name = "snapshot-threshold-bytes"
+        self[name] = _whole(name, self[name], MAX_THRESHOLD_BYTES, "bytes")
         heartbeat, election = self["heartbeat-interval-ms"], self["election-timeout-ms"]
         if election < MIN_HEARTBEATS_PER_ELECTION_TIMEOUT * heartbeat:
             raise usage.UsageError(
@@ -160,14 +170,14 @@ class Options(usage.Options):
             twist["fileLogObserverFactory"] = lambda file: self.log
 
 
-def _milliseconds(name: str, given: str | int) -> int:
+def _whole(name: str, given: str | int, most: int, unit: str) -> int:
     try:
         value = int(given)
     except ValueError:
         value = 0
-    if not 1 <= value <= MAX_TIMEOUT_MS:
+    if not 1 <= value <= most:
         raise usage.UsageError(
-            f"--{name} takes milliseconds, from 1 to {MAX_TIMEOUT_MS}; {given!r} is not that."
+            f"--{name} takes {unit}, from 1 to {most}; {given!r} is not that."
         )
     return value
 
@@ -375,9 +385,14 @@ def makeService(options: Options) -> IService:
         data_dir=options["data-dir"],
         listen=options["listen"],
         insecure=bool(options["insecure"]),
-        heartbeat_interval_ms=options["heartbeat-interval-ms"],
-        election_timeout_ms=options["election-timeout-ms"],
-        request_timeout_ms=options["request-timeout-ms"],
+        learner=bool(options["learner"]),
+        replica=ReplicaOptions(
+            heartbeat_interval_ms=options["heartbeat-interval-ms"],
+            election_timeout_ms=options["election-timeout-ms"],
+            request_timeout_ms=options["request-timeout-ms"],
+            snapshot_threshold_bytes=options["snapshot-threshold-bytes"],
+            lease_reads=bool(options["lease-reads"]),
+        ),
     )
     return RaftdService(
         cast(_Reactor, reactor),

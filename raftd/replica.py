@@ -1,0 +1,370 @@
+"""
+A member of a cluster inside a Twisted program: a data directory, a node, and
+the state machine that the program gives it.
+
+    replica = Replica(reactor, "data", Counter())
+    await replica.start("localhost:4001")                            # a new cluster, or
+    await replica.start("localhost:4002", join=["localhost:4001"])   # into that one
+    print(await replica.propose(b"1"))
+
+Started again with the same arguments, it goes on where it was.  What each
+step leaves on disk is such that a crash at any point only means that the
+step is taken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import SystemRandom
+from typing import Any
+
+import msgspec
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamClientEndpoint
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from raftd.clock import warn_unless_monotonic
+from raftd.core.membership import Configuration, encode_configuration
+from raftd.core.messages import Entry, EntryKind, HardState, Member
+from raftd.core.settings import Settings
+from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed
+from raftd.events import Event, MembershipChanged
+from raftd.handle import Handle
+from raftd.interfaces import IStateMachine, Recovered, Stage
+from raftd.joining import Probe, ask_to_join, become_member, pause
+from raftd.listening import check_exposure, close, listen, resolve
+from raftd.names import split_name
+from raftd.net.amp import PeerServerFactory
+from raftd.net.handshake import LocalIdentity
+from raftd.net.peers import CONNECT_TIMEOUT_S, PeerTransport
+from raftd.node import Node
+from raftd.session_client import Session
+from raftd.sessions import Sessions
+from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
+from raftd.storage.directory import DataDirectory, Identity, draw_id
+from raftd.storage.snapshots import SnapshotStore
+from raftd.storage.wal import Wal
+
+#: The term of the entry that every cluster begins with.
+FIRST_TERM = 1
+
+
+class ReplicaOptions(msgspec.Struct, frozen=True):
+    """
+    The timing and the bounds of a member; the same for all, by convention.
+
+    Intervals in milliseconds.  A snapshot is taken when the log has grown by
+    `snapshot_threshold_bytes`, and by the size of the last one; this many
+    entries stay in the log behind it for members that are slow.
+    """
+
+    heartbeat_interval_ms: int = 100
+    election_timeout_ms: int = 600
+    request_timeout_ms: int = 5_000
+    snapshot_threshold_bytes: int = DEFAULT_THRESHOLD_BYTES
+    snapshot_tail_entries: int = 10_000
+    #: See `docs/reads.md` for what leases assume.
+    lease_reads: bool = False
+
+    def settings(self) -> Settings:
+        """What the core needs of it."""
+        return Settings(
+            self.heartbeat_interval_ms,
+            self.election_timeout_ms,
+            self.snapshot_tail_entries,
+            self.lease_reads,
+        )
+
+
+class Replica(Handle):
+    """
+    Invariant: the node runs only with a locked directory whose identity and
+    log are durable.
+
+    `peer_factory` answers the other members.  `listen` puts it on a port of
+    its own; a program with a port of its own lets it build the protocol of
+    each connection that begins with a zero byte (AMP).
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        data_dir: str,
+        state_machine: IStateMachine,
+        options: ReplicaOptions | None = None,
+        *,
+        on_running: Callable[[Node], None] | None = None,
+        on_fatal: Callable[[Fatal], None] | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """
+        `on_running` is called as soon as there is a node.  `on_fatal` is called
+        when it has stopped because going on would put data at risk, or because
+        it was removed; by default it is logged.
+        `probe` looks at a server before joining it, for better sentences.
+        """
+        super().__init__()
+        warn_unless_monotonic(reactor)
+        self._reactor = reactor
+        self._options = options or ReplicaOptions()
+        self._on_running = on_running or (lambda node: None)
+        self._on_fatal = on_fatal or (lambda reason: None)
+        self._probe = probe
+        self._machine = Sessions(state_machine)
+        self._directory = DataDirectory(data_dir)
+        self._wal: Wal | None = None
+        self._snapshots: SnapshotStore | None = None
+        self._ports: list[IListeningPort] = []
+        self._peer_identity = LocalIdentity()
+        self.peer_factory = PeerServerFactory(reactor, self._peer_identity)
+
+    # -- the directory -----------------------------------------------------------
+
+    def open(self) -> None:
+        """
+        Lock the data directory and see how far it has come; `start` does so itself.
+
+        `DirectoryInUse`, `DirectoryDamaged`, or `BadAnswer` if it cannot be one.
+        """
+        self._directory.open()
+
+    @property
+    def stage(self) -> Stage:
+        """How far the directory has come."""
+        return self._directory.stage
+
+    @property
+    def recorded_name(self) -> str:
+        """Whose directory it is; empty if it is nobody's yet."""
+        identity = self._directory.identity
+        return "" if identity is None else identity.name
+
+    def check_name(self, name: str) -> None:
+        """`BadAnswer` if `name` is none, or not the one that the directory belongs to."""
+        split_name(name)
+        if self.recorded_name and name != self.recorded_name:
+            raise BadAnswer(
+                f"This directory belongs to {self.recorded_name}; it cannot be used as {name}."
+            )
+
+    # -- all at once ---------------------------------------------------------------
+
+    async def start(
+        self,
+        name: str,
+        join: Sequence[str] = (),
+        *,
+        learner: bool = False,
+        insecure: bool = False,
+        listen: bool = True,
+    ) -> None:
+        """
+        Become a member called `name`, or go on being one; returns when it serves.
+
+        In a new directory: of a new cluster, or, with `join`, of the one that
+        has these members.  `listen` false: the program puts `peer_factory` on a
+        port itself, before.  Errors as of the single steps.
+        """
+        self.open()
+        self.check_name(name)
+        if listen:
+            await self.listen(name, insecure=insecure)
+        if self.stage is Stage.MEMBER:
+            await self.recover()
+        elif self.stage is Stage.JOINING or join:
+            await self.join(name, join, learner=learner)
+        else:
+            await self.initialize(name)
+
+    async def listen(self, name: str, *, insecure: bool = False) -> None:
+        """
+        Listen for other members where `name` leads, and for nothing else.
+
+        `BadAnswer` if that is not possible, or, unless `insecure`, if others
+        than this machine could connect: nothing is encrypted.
+        """
+        host, port = split_name(name)
+        pool = self._reactor.getThreadPool()
+        addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
+        check_exposure(name, addresses, insecure)
+        self._ports = listen(self._reactor, addresses, port, self.peer_factory)
+
+    # -- a new cluster -------------------------------------------------------------
+
+    async def initialize(self, name: str) -> None:
+        """For NEW and INITIALIZING: become a new cluster of one."""
+        if self._directory.identity is None:
+            self._directory.save(
+                Identity(Stage.INITIALIZING, name, draw_id(), cluster_id=draw_id())
+            )
+        configuration = Configuration(voters=(self._member(),))
+        data = encode_configuration(configuration)
+        first = Entry(1, FIRST_TERM, EntryKind.CONFIGURATION, 0, data)
+        self._create_log(HardState(FIRST_TERM), (first,))
+        self._record(stage=Stage.MEMBER, log_created=True)
+        node = self._run_node()
+        while node.status().applied_index == 0:
+            await pause(self._reactor)
+
+    # -- a new member --------------------------------------------------------------
+
+    async def join(self, name: str, servers: Sequence[str], *, learner: bool = False) -> None:
+        """
+        For NEW and JOINING: join the cluster of `servers`, or of those recorded.
+
+        Returns when this node is a voter, or a learner, whose log has caught
+        up.  `JoinFailed` says why not; it may then be called again.
+        """
+        identity = self._begin_join(name, tuple(servers))
+        if identity.cluster_id:
+            # It may be a voter already, and must not be silent while it asks.
+            self._run_node()
+        answer = await ask_to_join(
+            self._reactor,
+            self._endpoint_for,
+            identity.join_servers,
+            self._member(),
+            identity.cluster_id,
+            self._probe,
+        )
+        self._record(cluster_id=answer.cluster_id)
+        await become_member(self._reactor, self._run_node(), learner=learner)
+        self._record(stage=Stage.MEMBER)
+
+    def _begin_join(self, name: str, servers: tuple[str, ...]) -> Identity:
+        """An identity and a log, durable before anyone hears of this node."""
+        if self._directory.identity is None:
+            self._directory.save(Identity(Stage.JOINING, name, draw_id(), join_servers=servers))
+        elif servers:
+            self._record(join_servers=servers)
+        if not self._identity.join_servers:
+            raise JoinFailed("no server to join is recorded.")
+        if not self._identity.log_created:
+            self._create_log(HardState(), ())
+            self._record(log_created=True)
+        return self._identity
+
+    # -- a restart -----------------------------------------------------------------
+
+    async def recover(self) -> Recovered:
+        """For MEMBER: start from what the directory holds."""
+        log = self._recovered_log()
+        recovered = Recovered(self.recorded_name, log.hard_state.term, len(log.entries))
+        self._run_node()
+        return recovered
+
+    # -- the log and the node ------------------------------------------------------
+
+    @property
+    def _identity(self) -> Identity:
+        identity = self._directory.identity
+        assert identity is not None, "the directory has been given an identity before"
+        return identity
+
+    def _member(self) -> Member:
+        return Member(self._identity.member_id, self._identity.name)
+
+    def _record(self, **changes: Any) -> None:
+        """Make changes to the identity durable, if they are any."""
+        changed = msgspec.structs.replace(self._identity, **changes)
+        if changed != self._identity:
+            self._directory.save(changed)
+
+    def _create_log(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        """Whatever log is there holds no promise yet, and is made anew."""
+        self._directory.discard_log()
+        self._wal = Wal.create(
+            self._directory.log_path,
+            self._identity.member_id,
+            hard_state,
+            entries,
+            reactor=self._reactor,
+        )
+
+    def _recovered_log(self) -> Wal:
+        if self._wal is None:
+            self._wal = Wal.open(
+                self._directory.log_path, self._identity.member_id, reactor=self._reactor
+            )
+        return self._wal
+
+    def _endpoint_for(self, name: str) -> IStreamClientEndpoint:
+        """Where the member called `name` listens."""
+        host, port = split_name(name)
+        return HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT_S)
+
+    def _run_node(self) -> Node:
+        """The node, started if it is not running."""
+        if self._node is not None:
+            return self._node
+        log = self._recovered_log()
+        snapshots = self._snapshots = SnapshotStore(
+            self._directory.snapshots_path, self._reactor
+        )
+        snapshots.recover(self._machine)
+        clock: IReactorTime = self._reactor
+        random = SystemRandom()
+        member, options = self._member(), self._options
+        self._peer_identity.member = member
+        self._peer_identity.cluster_id = self._identity.cluster_id
+        transport = PeerTransport(
+            clock,
+            self._peer_identity,
+            self._endpoint_for,
+            random,
+            options.election_timeout_ms,
+        )
+        self._node = node = Node(
+            clock,
+            member=member,
+            cluster_id=self._identity.cluster_id,
+            storage=log,
+            snapshots=snapshots,
+            transport=transport,
+            state_machine=self._machine,
+            random=random,
+            settings=options.settings(),
+            request_timeout_s=options.request_timeout_ms / 1000,
+            snapshot_threshold_bytes=options.snapshot_threshold_bytes,
+            on_fatal=self._on_fatal,
+        )
+        transport.on_removed = lambda reason: node.fail(Removed(reason))
+        self._peer_identity.removed = frozenset(node.configuration.removed)
+        node.observe(self._follow_membership)
+        self.peer_factory.rpc = node
+        self.peer_factory.heard_from = transport.connect_now
+        node.start()
+        self._on_running(node)
+        return node
+
+    def _follow_membership(self, event: Event) -> None:
+        """Turn removed members away, and note this member's own new name for a restart."""
+        if not isinstance(event, MembershipChanged):
+            return
+        configuration = event.configuration
+        self._peer_identity.removed = frozenset(configuration.removed)
+        me = configuration.members().get(self._identity.member_id)
+        if me is not None and me.name != self._identity.name:
+            self._record(name=me.name)
+            self._log.warn(
+                "This member is called {name} now: start it again under that name.",
+                name=me.name,
+            )
+
+    async def open_session(self) -> Session:
+        """A session, for operations that must be applied exactly once (thesis 6.3)."""
+        return await Session.open(self.node, self._reactor)
+
+    async def stop(self) -> None:
+        """Hand leadership over, flush, disconnect and unlock; returns when that is done."""
+        ports, self._ports = self._ports, []
+        await close(ports)
+        if self._node is not None:
+            await self._node.stop()
+        elif self._wal is not None:
+            await self._wal.close()
+        self.peer_factory.close()
+        self._directory.close()
