@@ -10,14 +10,15 @@ digests.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
-from itertools import islice
+from collections.abc import Generator
+from weakref import ReferenceType, ref
 
 import msgspec
 from zope.interface import implementer
 
 from raftd.core.messages import Command
 from raftd.interfaces import DeleteResult, IStateMachine, PutResult
+from raftd.kv.keys import SortedKeys
 from raftd.kv.operations import (
     EMPTY_KEY,
     LEASE_NOT_FOUND,
@@ -27,31 +28,14 @@ from raftd.kv.operations import (
     decode_operation,
     encode_result,
 )
+from raftd.kv.records import FIRST_REVISION, Record
+from raftd.kv.snapshots import Restore, Snapshot, State
 
-#: The revision of a store that nothing was ever written to.
-FIRST_REVISION = 1
-
-#: Keys looked at in one step of a range delete: about two milliseconds.
+#: Keys looked for in one step of a range delete: about two milliseconds.
 SCAN_KEYS = 20_000
 
 #: As the end of a range: there is no end.
 EVERY_KEY = b"\0"
-
-
-class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """
-    A key as it is now.
-
-    `create_revision` is that of the put that brought it into being,
-    `mod_revision` that of the last put, and `version` counts the puts since it
-    came into being.  `create_revision <= mod_revision <= Store.revision`.
-    """
-
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    lease: int = 0
 
 
 @implementer(IStateMachine)
@@ -62,6 +46,10 @@ class Store:
         #: The last revision made; it never goes back.
         self.revision = FIRST_REVISION
         self._records: dict[bytes, Record] = {}
+        #: The keys of `_records`, in order.
+        self._keys = SortedKeys()
+        #: The snapshot that is being drawn, unless it was dropped.
+        self._snapshot: ReferenceType[Snapshot] | None = None
 
     # -- reading ---------------------------------------------------------------
 
@@ -82,9 +70,44 @@ class Store:
         digest = hashlib.sha256()
         encode = msgspec.msgpack.Encoder().encode
         digest.update(encode(self.revision))
-        for key in sorted(self._records):
+        for key in self._keys:
             digest.update(encode((key, self._records[key])))
         return digest.digest()
+
+    # -- snapshots -------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """
+        The state as of this call (`IStateMachine.snapshot`, `raftd.kv.snapshots`).
+
+        One is drawn at a time: a new one ends the one before, which then
+        raises `RuntimeError` if it is drawn on.
+        """
+        before = self._drawn()
+        if before is not None:
+            before.supersede()
+        snapshot = Snapshot(State(self.revision, self._records, self._keys))
+        # Only a weak one: whoever drops an iterator half-way has given it up.
+        self._snapshot = ref(snapshot)
+        return snapshot
+
+    def restore(self) -> Restore:
+        """Begin to take over another store's state (`IStateMachine.restore`)."""
+        return Restore(self._become)
+
+    def _become(self, state: State) -> None:
+        # A snapshot of the old state goes on with the old keys and records,
+        # which nobody changes any more.
+        self._snapshot = None
+        self.revision, self._records, self._keys = state.revision, state.records, state.keys
+
+    def _drawn(self) -> Snapshot | None:
+        """The snapshot that is being drawn, if there is one."""
+        snapshot = None if self._snapshot is None else self._snapshot()
+        if snapshot is None or snapshot.done:
+            self._snapshot = None
+            return None
+        return snapshot
 
     # -- changing --------------------------------------------------------------
 
@@ -106,8 +129,7 @@ class Store:
         if not operation.key:
             return encode_result(EMPTY_KEY)
         if not operation.range_end:
-            keys = [operation.key] if operation.key in self._records else []
-            return encode_result(self._delete(keys))
+            return encode_result(self._delete(operation.key))
         return self._delete_range(operation)
 
     def _put(self, put: Put) -> PutResult | Refusal:
@@ -119,37 +141,45 @@ class Store:
             return LEASE_NOT_FOUND
         self.revision = revision = self.revision + 1
         old = self._records.get(key)
+        if self._snapshot is not None and (snapshot := self._drawn()) is not None:
+            snapshot.keep(key, old)
         if old is None:
+            self._keys.add(key)
             self._records[key] = Record(put.value, revision, revision, 1)
             return PutResult(revision, True)
         self._records[key] = Record(put.value, old.create_revision, revision, old.version + 1)
         return PutResult(revision, False)
+
+    def _delete(self, key: bytes) -> DeleteResult:
+        old = self._records.get(key)
+        if old is None:
+            return DeleteResult(self.revision, 0)
+        if (snapshot := self._drawn()) is not None:
+            snapshot.keep(key, old)
+        self.revision += 1
+        del self._records[key]
+        self._keys.remove(key)
+        return DeleteResult(self.revision, 1)
 
     def _delete_range(self, operation: DeleteRange) -> Generator[None, None, bytes]:
         """
         Find the keys step by step, then remove them all in the last one, so
         that a read between the steps sees either all or none of the change.
         """
-        inside = _range(operation.key, operation.range_end)
+        start = operation.key
+        end = None if operation.range_end == EVERY_KEY else operation.range_end
         found: list[bytes] = []
         # Nothing else is applied meanwhile, so the keys stay as they are.
-        remaining = iter(self._records)
-        while step := list(islice(remaining, SCAN_KEYS)):
-            found.extend(filter(inside, step))
+        while step := self._keys.range(start, end, SCAN_KEYS):
+            if (snapshot := self._drawn()) is not None:
+                for key in step:
+                    snapshot.keep(key, self._records[key])
+            found += step
+            start = step[-1] + b"\0"
             yield
-        return encode_result(self._delete(found))
-
-    def _delete(self, keys: list[bytes]) -> DeleteResult:
-        """Remove `keys`, all of which exist; no keys, no new revision."""
-        if keys:
+        if found:
             self.revision += 1
-            for key in keys:
+            for key in found:
                 del self._records[key]
-        return DeleteResult(self.revision, len(keys))
-
-
-def _range(start: bytes, end: bytes) -> Callable[[bytes], bool]:
-    """Whether a key is in the range; no key is if `end` is not behind `start`."""
-    if end == EVERY_KEY:
-        return lambda key: start <= key
-    return lambda key: start <= key < end
+            self._keys.remove_range(operation.key, end)
+        return encode_result(DeleteResult(self.revision, len(found)))

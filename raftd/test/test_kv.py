@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from raftd.core.messages import Command, Member, decode_command
+from raftd.core.membership import Change, Configuration
+from raftd.core.messages import Command, Member, MemberId, decode_command
 from raftd.errors import BadRequest, NoLeader, OutcomeUnknown, RaftdError, TooLarge
 from raftd.interfaces import (
     DeleteResult,
@@ -39,7 +41,8 @@ from raftd.kv.operations import (
     decode_put_result,
     encode_operation,
 )
-from raftd.kv.store import Record, Store
+from raftd.kv.records import Record
+from raftd.kv.store import Store
 
 
 def apply_bytes(store: Store, operation: bytes) -> tuple[bytes, int]:
@@ -316,6 +319,17 @@ class FakeNode:
 
     def read(self, done: Done[None]) -> None:
         self.reads.append(done)
+
+    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
+        raise NotImplementedError
+
+    def change_membership(
+        self, changes: Sequence[Change], force: bool
+    ) -> Deferred[Configuration]:
+        raise NotImplementedError
+
+    def transfer(self, successor: MemberId | None) -> Deferred[None]:
+        raise NotImplementedError
 
     def status(self) -> NodeStatus:
         me = Member(1, "localhost:1")
