@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import treq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTCP, IReactorTime
+from twisted.trial.unittest import TestCase
+from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -38,6 +44,7 @@ from raftd.errors import (
     TransferFailed,
 )
 from raftd.interfaces import Done, INode, MemberStatus, NodeStatus
+from raftd.net.http1 import HTTPFactory
 from raftd.test.test_web import Answer, FakeDatabase, FakeRequest, WebCase
 from raftd.web.bodies import MAX_JSON_BYTES
 from raftd.web.routes import Routes, Site
@@ -648,3 +655,41 @@ class Failures(MembersCase):
             self.assertError(answer, 500, "internal_error")
             self.assertNotIn(b"secret", answer.body)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class OverTCP(TestCase):
+    """The same through the HTTP protocol, as a client of today sends it."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        self.cluster = FakeNode()
+        routes = Routes("1")
+        routes.site = Site(self.cluster, FakeDatabase())
+        http = HTTPFactory(routes.handle, IReactorTime(reactor))
+        listening = IReactorTCP(reactor).listenTCP(
+            0,
+            http,  # type: ignore[arg-type]
+            interface="127.0.0.1",
+        )
+        address = cast(IPv4Address, listening.getHost())
+        self.url = f"http://127.0.0.1:{address.port}"
+        self.pool = HTTPConnectionPool(reactor)
+        self.addCleanup(listening.stopListening)
+        self.addCleanup(http.stop)
+        self.addCleanup(self.pool.closeCachedConnections)
+
+    async def test_every_way(self) -> None:
+        for method, target, body, asked in (
+            ("POST", "/members", b'{"changes": [{"promote": "[::1]:4003"}]}', Promote(C.id)),
+            ("PATCH", "/members/localhost:4002", b'{"role": "learner"}', Demote(B.id)),
+            ("PATCH", "/members/[::1]:4003", b'{"name": "c:1"}', Rename(C.id, "c:1")),
+            ("DELETE", "/members/%5B::1%5D:4003?force=true", b"", Remove(C.id)),
+            ("POST", "/leader", b'{"to": "localhost:4002"}', "transfer"),
+            ("POST", "/leader", b"", "transfer"),
+        ):
+            response = await treq.request(
+                method, self.url + target, data=body, pool=self.pool, persistent=True
+            )
+            self.assertEqual((response.code, await treq.content(response) != b""), (200, True))
+            self.assertEqual(self.cluster.asked.pop()[0], asked)
