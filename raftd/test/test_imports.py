@@ -67,7 +67,12 @@ TABLE = {
     "core": Rule(("errors",), ("msgspec",)),
     # Below the node: each knows the contract, none knows another.
     "storage": Rule(CONTRACT, ("msgspec", "twisted", "zope")),
-    "kv": Rule(CONTRACT, ("msgspec", "zope")),
+    "kv": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
+    # What a state machine may be made with.
+    "slices": Rule(),
+    "statemachine": Rule((*CONTRACT, "slices"), ("msgspec", "twisted.logger", "zope")),
+    "sessions": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
+    "session_client": Rule((*CONTRACT, "sessions"), ("twisted",)),
     # The node.
     **dict.fromkeys(NODE, DRIVER),
     # Faces: each knows the contract, none knows another, or a concrete store.
