@@ -17,7 +17,7 @@ from zope.interface import implementer
 from raftd.core.messages import Entry, HardState
 from raftd.errors import Fatal, InvariantViolated, StorageFailed
 from raftd.interfaces import ILogStorage
-from raftd.storage.replay import Outline, Record, Replay
+from raftd.storage.replay import Outline, Position, Record, Replay
 
 
 @implementer(ILogStorage)
@@ -36,19 +36,23 @@ class MemoryLog:
         hard_state: HardState | None = None,
         entries: Sequence[Entry] = (),
         *,
+        base: Position = (0, 0),
         clock: IReactorTime | None = None,
         delay_seconds: float | None = 0.0,
     ) -> None:
         self._durable = Replay()
-        self._durable.write(hard_state, entries)
+        self._durable.write(hard_state, entries, base)
         self._outline = Outline()
-        self._outline.write(hard_state, entries)
+        self._outline.write(hard_state, entries, base)
         self.hard_state = self._durable.hard_state
+        self.base_index = self._durable.base_index
+        self.base_term = self._durable.base_term
         self.entries: Sequence[Entry] = tuple(entries)
         self._clock = clock
         self.delay_seconds = delay_seconds
         self._queued: list[Record] = []
         self._last_number = 0
+        self._compacted_index = 0
         self._call: IDelayedCall | None = None
         self._started = False
         #: False once it failed, crashed or was closed: it never calls anybody again.
@@ -70,17 +74,28 @@ class MemoryLog:
         self._failed = failed
 
     def write(
-        self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
+        self,
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: Position | None = None,
     ) -> None:
         if not self._started or number != self._last_number + 1:
             raise InvariantViolated(f"write {number} follows write {self._last_number}")
-        self._outline.write(hard_state, entries)
+        self._outline.write(hard_state, entries, base)
         self._last_number = number
         if not self._alive:
             return
-        self._queued.append(Record(hard_state, tuple(entries)))
+        self._queued.append(Record(hard_state, tuple(entries), base))
         if self._clock is not None and self.delay_seconds is not None and self._call is None:
             self._call = self._clock.callLater(self.delay_seconds, self._delayed_flush)
+
+    def compact(self, base_index: int) -> None:
+        if not self._started:
+            raise InvariantViolated("the log is not open for compaction")
+        if self._outline.compact(base_index):
+            self._compacted_index = base_index
+            self._compact()
 
     def close(self) -> Deferred[None]:
         if self._alive and self._started:
@@ -120,14 +135,22 @@ class MemoryLog:
         return MemoryLog(
             self._durable.hard_state,
             self._durable.entries,
+            base=(self._durable.base_index, self._durable.base_term),
             clock=self._clock,
             delay_seconds=self.delay_seconds,
         )
 
     def _keep(self, count: int) -> None:
         for record in self._queued[:count]:
-            self._durable.write(record.hard_state, record.entries)
+            self._durable.write(record.hard_state, record.entries, record.base)
         del self._queued[:count]
+        self._compact()
+
+    def _compact(self) -> None:
+        """Of what is not needed, what is durable goes now."""
+        durable = self._durable
+        last_index, _ = durable.outline.last
+        durable.compact(min(self._compacted_index, last_index))
 
     def _delayed_flush(self) -> None:
         self._call = None

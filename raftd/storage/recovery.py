@@ -6,6 +6,9 @@ refused stays as it was found.  Then what a crash left of one unfinished frame
 is put back to zeros, and what was read is made durable: a process that died
 may have left frames that only the kernel's memory holds, and the node will
 build on them.
+
+A log begins with its first segment, whatever the number: the segments before
+it were removed when a snapshot had made their entries unnecessary.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import msgspec
 
 from raftd.errors import DirectoryDamaged, InvariantViolated, StorageFailed
+from raftd.storage.compaction import Beginnings
 from raftd.storage.files import Files
 from raftd.storage.frames import (
     SECTOR,
@@ -27,6 +31,7 @@ from raftd.storage.frames import (
 from raftd.storage.replay import Record, Replay
 from raftd.storage.segments import (
     ADVICE,
+    FORMAT_VERSION,
     Segment,
     SegmentHeader,
     damaged,
@@ -47,6 +52,9 @@ class Recovery(msgspec.Struct):
     """A recovered log, open for writing at `offset` in `segment`."""
 
     replay: Replay
+    beginnings: Beginnings
+    #: The number of the first segment.
+    oldest: int
     header: SegmentHeader
     segment: Segment
     offset: int
@@ -68,6 +76,7 @@ class _Scan:
 
     def __init__(self, member_id: int) -> None:
         self.replay = Replay()
+        self.beginnings = Beginnings()
         self._member_id = member_id
         self._first: SegmentHeader | None = None
         self.next_sequence = 1
@@ -82,12 +91,15 @@ class _Scan:
         assert self._first is not None
         return self._first
 
-    def segment(self, number: int, path: str, data: bytes) -> None:
+    def segment(self, number: int, path: str, data: bytes) -> SegmentHeader:
         """Take over the next segment; `DirectoryDamaged` if it cannot be."""
+        is_first = self._first is None
         header = self._check_header(number, path, data)
         seed = checksum_seed(header.salt)
-        follows = self.last_number >= number - 1
-        offset = self._frames(number, path, data, seed)
+        if is_first and number > 1:
+            self._begin_at(header, path, data, seed)
+        follows = is_first or self.last_number >= number - 1
+        offset = self._frames(header, path, data, seed)
         try:
             extent = torn_extent(data, offset, self.next_sequence, seed)
         except Damage as e:
@@ -98,6 +110,7 @@ class _Scan:
             raise self._not_last()
         if extent:
             self.torn = _Torn(number, path, offset, extent)
+        return header
 
     def _check_header(self, number: int, path: str, data: bytes) -> SegmentHeader:
         if not data:
@@ -124,7 +137,20 @@ class _Scan:
             )
         return header
 
-    def _frames(self, number: int, path: str, data: bytes, seed: int) -> int:
+    def _begin_at(self, segment: SegmentHeader, path: str, data: bytes, seed: int) -> None:
+        """
+        Begin with another segment than the first one ever.
+
+        A segment is removed only when the next one has a whole frame.
+        """
+        if not segment.has_checkpoint:
+            raise _missing(os.path.dirname(path), segment.number - 1)
+        header = decode_header(data, SECTOR, seed)
+        if header is None:
+            raise damaged(path, SECTOR, "the first frame of the log is missing")
+        self.next_sequence = header.sequence
+
+    def _frames(self, segment: SegmentHeader, path: str, data: bytes, seed: int) -> int:
         """Replay the whole frames of a segment; the offset of what follows them."""
         offset = SECTOR
         while True:
@@ -136,23 +162,41 @@ class _Scan:
                 return offset
             if self.torn is not None:
                 raise self._not_last()
-            self._records(path, offset, payload)
+            self._records(segment, path, offset, payload)
             end = offset + header.extent
-            self.last_number, self.last_offset = number, offset
+            self.last_number, self.last_offset = segment.number, offset
             self.last_frame = data[offset:end]
             self.next_sequence += 1
             offset = end
 
-    def _records(self, path: str, offset: int, payload: bytes) -> None:
+    def _records(self, segment: SegmentHeader, path: str, offset: int, payload: bytes) -> None:
         try:
-            for record in _decode_records(payload):
-                self.replay.write(record.hard_state, record.entries)
+            records = _decode_records(payload)
+            if offset == SECTOR and segment.has_checkpoint:
+                self._checkpoint(segment.number, records[:1])
+            for record in records:
+                if self.replay.write(record.hard_state, record.entries, record.base):
+                    self.beginnings.begin_anew()
+                elif record.entries:
+                    self.beginnings.truncate(record.entries[0].index)
         except (msgspec.MsgspecError, RecursionError) as e:
             raise damaged(path, offset, f"the records of a frame do not decode ({e})") from None
         except InvariantViolated as e:
             raise damaged(
                 path, offset, f"a frame does not follow what is before it: {e}"
             ) from e
+
+    def _checkpoint(self, number: int, first: tuple[Record, ...]) -> None:
+        """The first record of a segment: `InvariantViolated` if it contradicts the log."""
+        if not first or first[0].hard_state is None or first[0].base is None:
+            raise InvariantViolated("its segment does not begin with a checkpoint")
+        hard_state, base = first[0].hard_state, first[0].base
+        outline = self.replay.outline
+        if not self.last_number:
+            self.replay.begin(base)
+        elif (hard_state, base) != (outline.hard_state, outline.last):
+            raise InvariantViolated(f"its checkpoint says {hard_state} and {base}")
+        self.beginnings.begin(number, base[0])
 
     def _not_last(self) -> DirectoryDamaged:
         """Only the very last frame of a log can be torn."""
@@ -189,30 +233,36 @@ def _recover(files: Files, directory: str, member_id: int, opened: list[Segment]
         segment = Segment(files.open(path), number, 0, path)
         opened.append(segment)
         segment.length = files.size(segment.fd)
-        scan.segment(number, path, files.read(segment.fd, segment.length, 0))
+        header = scan.segment(number, path, files.read(segment.fd, segment.length, 0))
+        segment.version = header.version
         _close_used(files, opened, scan.last_number)
     _check_end(directory, scan, opened)
     _repair(files, directory, scan, opened)
+    _remove_outdated(files, directory, opened)
     current, *unused = opened
+    end = scan.last_offset + len(scan.last_frame)
     return Recovery(
         replay=scan.replay,
+        beginnings=scan.beginnings,
+        oldest=scan.header.number,
         header=scan.header,
         segment=current,
-        offset=scan.last_offset + len(scan.last_frame),
+        # A segment of an older version counts as full.
+        offset=end if current.version == FORMAT_VERSION else current.length,
         next_sequence=scan.next_sequence,
         unused=unused,
     )
 
 
 def _segment_numbers(files: Files, directory: str) -> list[int]:
-    """The numbers of all segments; `DirectoryDamaged` if one is missing."""
+    """The numbers of all segments; `DirectoryDamaged` if one between them is missing."""
     names = files.names(directory)
     numbers = sorted(n for name in names if (n := segment_number(name)) is not None)
-    for expected, number in enumerate(numbers, 1):
-        if number != expected:
-            raise _missing(directory, expected)
     if not numbers:
         raise _missing(directory, 1)
+    for expected, number in enumerate(numbers, numbers[0]):
+        if number != expected:
+            raise _missing(directory, expected)
     return numbers
 
 
@@ -231,7 +281,7 @@ def _check_end(directory: str, scan: _Scan, opened: list[Segment]) -> None:
     """What the log as a whole must have once all of it was read."""
     if not scan.last_number:
         # A log gets its name only when its first frame is durable.
-        path = os.path.join(directory, segment_name(1))
+        path = os.path.join(directory, segment_name(scan.header.number))
         raise damaged(path, SECTOR, "the first frame of the log is missing")
     if len(opened) - 1 > MAX_UNUSED_SEGMENTS:
         surplus = opened[MAX_UNUSED_SEGMENTS]
@@ -261,3 +311,18 @@ def _repair(files: Files, directory: str, scan: _Scan, opened: list[Segment]) ->
             files.remove(os.path.join(directory, name))
     files.flush_directory(directory)
     files.flush_directory(os.path.dirname(directory) or ".")
+
+
+def _remove_outdated(files: Files, directory: str, opened: list[Segment]) -> None:
+    """
+    Remove segments that were prepared by an older version.
+
+    The last one first, each durably: a log with a gap is refused.
+    """
+    if all(segment.version == FORMAT_VERSION for segment in opened[1:]):
+        return
+    while len(opened) > 1:
+        segment = opened.pop()
+        files.close(segment.fd)
+        files.remove(segment.path)
+        files.flush_directory(directory)

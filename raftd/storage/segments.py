@@ -40,7 +40,10 @@ PREPARE_BYTES = 1 << 20
 #: this part of a segment, or when the segment is needed.
 RETRIES_PER_SEGMENT = 16
 
-FORMAT_VERSION = 1
+#: Since version 2 a segment begins with a checkpoint.  Those of version 1 are
+#: read, and never written again.
+FORMAT_VERSION = 2
+OLDEST_FORMAT_VERSION = 1
 MAGIC = b"raftdlog"
 
 #: Magic, format version, length, number, member id, salt; zeros; checksum of all before.
@@ -59,12 +62,18 @@ ADVICE = (
 
 
 class SegmentHeader(NamedTuple):
-    """What a segment says of itself; the same in all segments of a log but for the number."""
+    """What a segment says of itself; member and salt are the same in all of a log."""
 
     length: int
     number: int
     member_id: int
     salt: int
+    version: int = FORMAT_VERSION
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether its first record holds a hard state and a base."""
+        return self.version >= 2
 
 
 class Segment(msgspec.Struct):
@@ -74,6 +83,7 @@ class Segment(msgspec.Struct):
     number: int
     length: int
     path: str
+    version: int = FORMAT_VERSION
 
 
 def segment_name(number: int) -> str:
@@ -102,8 +112,8 @@ def damaged(path: str, offset: int, reason: str) -> DirectoryDamaged:
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
     """The first sector of a segment."""
-    length, number, member_id, salt = header
-    fields = _FIELDS.pack(MAGIC, FORMAT_VERSION, length, number, member_id, salt)
+    length, number, member_id, salt, version = header
+    fields = _FIELDS.pack(MAGIC, version, length, number, member_id, salt)
     checked = fields.ljust(_CHECKED, b"\0")
     return checked + zlib.crc32(checked).to_bytes(4, "little")
 
@@ -122,12 +132,13 @@ def decode_segment_header(data: bytes, path: str) -> SegmentHeader:
     magic, version, length, number, member_id, salt = _FIELDS.unpack_from(checked)
     if magic != MAGIC:
         raise damaged(path, 0, "it is not a segment of a raftd log")
-    if version != FORMAT_VERSION:
+    if not OLDEST_FORMAT_VERSION <= version <= FORMAT_VERSION:
         raise DirectoryDamaged(
-            f"{path} has log format version {version}, and this raftd reads only version "
-            f"{FORMAT_VERSION}. Start the version of raftd that wrote it, or a newer one."
+            f"{path} has log format version {version}, and this raftd reads only versions "
+            f"{OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}. Start the version of raftd that "
+            "wrote it, or a newer one."
         )
-    return SegmentHeader(length, number, member_id, salt)
+    return SegmentHeader(length, number, member_id, salt, version)
 
 
 def make_segment(files: Files, directory: str, header: SegmentHeader) -> Segment:
@@ -155,7 +166,7 @@ def make_segment(files: Files, directory: str, header: SegmentHeader) -> Segment
     except OSError as e:
         files.close(fd)
         raise StorageFailed(f"The directory {directory} could not be flushed: {e}.") from e
-    return Segment(fd, header.number, header.length, path)
+    return Segment(fd, header.number, header.length, path, header.version)
 
 
 def _fill(files: Files, fd: int, header: SegmentHeader) -> None:

@@ -13,6 +13,9 @@ The rules on which recovery rests (`recovery.py`, `docs/log-format.md`):
 3. After the first error nothing is written, ever.  A flush is never retried:
    after one that failed, the kernel may have dropped the data and report
    success the next time.
+4. The first frame of a segment begins with a checkpoint: the hard state and
+   the end of the log before it.  So segments can be removed from the front
+   (`compaction.py`), and what is left still says what it follows.
 """
 
 from __future__ import annotations
@@ -31,11 +34,13 @@ from zope.interface import implementer
 from raftd.core.messages import Entry, HardState, MemberId, encode_entries
 from raftd.errors import Fatal, InvariantViolated, StorageFailed
 from raftd.interfaces import ILogStorage
+from raftd.storage.compaction import Remover
 from raftd.storage.files import Files, remove_tree
 from raftd.storage.frames import SECTOR, checksum_seed, encode_frame, extent_of, payload_limit
 from raftd.storage.recovery import Recovery, recover
-from raftd.storage.replay import Record, Replay
+from raftd.storage.replay import Position, Record, Replay
 from raftd.storage.segments import (
+    FORMAT_VERSION,
     RETRIES_PER_SEGMENT,
     SEGMENT_BYTES,
     Preparer,
@@ -49,19 +54,42 @@ from raftd.storage.workers import ThreadWorker, Worker
 #: far below this; reaching it is a defect of the node, not a busy disk.
 MAX_QUEUED_BYTES = 64 << 20
 
-#: A record's own bytes around its entries: an array of two, and a hard state
-#: of two 64-bit numbers.
-_RECORD_OVERHEAD = 1 + 1 + 9 + 9
+#: A record's own bytes around its entries: an array of three, a hard state
+#: and a base, each an array of two 64-bit numbers.
+_RECORD_OVERHEAD = 1 + (1 + 9 + 9) + (1 + 9 + 9)
 
-#: A payload's own bytes around its records: the longest head of an array.
-_PAYLOAD_OVERHEAD = 5
+#: A payload's own bytes around its records: the longest head of an array, and
+#: a checkpoint, which is a record with an empty array of entries.
+_PAYLOAD_OVERHEAD = 5 + _RECORD_OVERHEAD + 1
+
+_NO_ENTRIES = msgspec.Raw(encode_entries(()))
 
 
 class _EncodedRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A `Record` without a base, as most are, whose entries are encoded already."""
+
+    hard_state: HardState | None
+    entries: msgspec.Raw
+
+
+class _EncodedRecordWithBase(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A `Record` whose entries are encoded already."""
 
     hard_state: HardState | None
     entries: msgspec.Raw
+    base: Position
+
+
+class _Effect(NamedTuple):
+    """What a record makes of the log, for the checkpoints to come."""
+
+    hard_state: HardState | None
+    #: It begins the log anew.
+    anew: bool
+    #: Index of its first entry; 0 without entries.
+    first: int
+    #: Where the log ends after it; None if that has not changed.
+    last: Position | None
 
 
 class _Queued(NamedTuple):
@@ -69,7 +97,8 @@ class _Queued(NamedTuple):
 
     number: int
     size: int
-    record: _EncodedRecord
+    record: _EncodedRecord | _EncodedRecordWithBase
+    effect: _Effect
 
 
 _encode_records = msgspec.msgpack.Encoder().encode
@@ -94,6 +123,7 @@ class Wal:
         hard_state: HardState,
         entries: Sequence[Entry],
         *,
+        base: Position = (0, 0),
         reactor: IReactorFromThreads,
         segment_bytes: int = SEGMENT_BYTES,
         files: Files | None = None,
@@ -101,7 +131,7 @@ class Wal:
         random_source: Callable[[int], bytes] = os.urandom,
     ) -> Wal:
         """
-        Make the log directory `path`; blocks.
+        Make the log directory `path`, its entries behind `base`; blocks.
 
         Everything is durable when it returns.  The log is made under another
         name and renamed when it is complete, so that after a crash there is
@@ -113,9 +143,7 @@ class Wal:
         path = os.path.normpath(path)
         salt = int.from_bytes(random_source(8), "little")
         header = SegmentHeader(segment_bytes, 1, member_id, salt)
-        replay = Replay()
-        replay.write(hard_state, entries)
-        frame = _first_frame(header, replay)
+        frame = _first_frame(header, hard_state, entries, base)
         if files.exists(path):
             raise InvariantViolated(f"there is a log already: {path}")
         try:
@@ -145,7 +173,7 @@ class Wal:
         """
         Recover the log of member `member_id` in the directory `path`; blocks.
 
-        `hard_state` and `entries` are durable when it returns.
+        `hard_state`, base and `entries` are durable when it returns.
         `DirectoryDamaged` for anything that a crash alone cannot have left,
         and then nothing was changed; `StorageFailed` if the disk refuses.
         `segment_bytes` is the length of segments made from now on.
@@ -166,6 +194,8 @@ class Wal:
         start_worker: Callable[[str], Worker],
     ) -> None:
         self.hard_state = recovery.replay.hard_state
+        self.base_index = recovery.replay.base_index
+        self.base_term = recovery.replay.base_term
         self.entries: Sequence[Entry] = recovery.replay.entries
         self._reactor = reactor
         self._start_worker = start_worker
@@ -197,11 +227,12 @@ class Wal:
     @property
     def trouble(self) -> str:
         """
-        Why the next segment could not be prepared, a sentence; or empty.
+        Why the next segment could not be prepared, or one that is not needed
+        any more not be removed, a sentence; or empty.
 
-        While there is one the log still works, until its segment is full.
+        The log still works then, in the first case until its segment is full.
         """
-        return self._writer.preparer.trouble
+        return self._writer.preparer.trouble or self._writer.remover.trouble
 
     # -- the reactor's thread ------------------------------------------------
 
@@ -216,7 +247,11 @@ class Wal:
         self._prepare_worker.do(self._prepare)
 
     def write(
-        self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
+        self,
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: Position | None = None,
     ) -> None:
         if not self._started or self._closing is not None:
             raise InvariantViolated("the log is not open for writing")
@@ -225,23 +260,33 @@ class Wal:
         if number != self._last_number + 1:
             raise InvariantViolated(f"write {number} follows write {self._last_number}")
         pieces = self._encode(entries)
-        size = sum(map(len, pieces))
+        size = sum(len(data) for _, data in pieces)
         if self._queued_bytes + size > MAX_QUEUED_BYTES:
             raise InvariantViolated(f"more than {MAX_QUEUED_BYTES} bytes wait for the disk")
-        self._outline.write(hard_state, entries)
+        anew = self._outline.write(hard_state, entries, base)
         self._last_number = number
         self._queued_bytes += size
-        last = len(pieces) - 1
-        for i, piece in enumerate(pieces):
-            record = _EncodedRecord(hard_state if i == 0 else None, msgspec.Raw(piece))
-            self._queue.append(_Queued(number if i == last else 0, len(piece), record))
+        for i, (some, data) in enumerate(pieces):
+            last = i == len(pieces) - 1
+            queued = _queued(hard_state, some, data, base, anew)
+            self._queue.append(queued._replace(number=number) if last else queued)
+            hard_state, base, anew = None, None, False
         self._log_worker.do(self._drain)
 
-    def _encode(self, entries: Sequence[Entry]) -> list[bytes]:
-        """`entries` in pieces that each fit a frame: one, but for very large writes."""
+    def compact(self, base_index: int) -> None:
+        if not self._started or self._closing is not None:
+            raise InvariantViolated("the log is not open for compaction")
+        if not self._over and self._outline.compact(base_index):
+            self._log_worker.do(partial(self._compact, base_index))
+
+    def _encode(self, entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], bytes]]:
+        """
+        `entries` in pieces that each fit a frame, encoded: one, but for very
+        large writes.
+        """
         encoded = encode_entries(entries)
         if len(encoded) + _RECORD_OVERHEAD <= self._payload_limit:
-            return [encoded]
+            return [(entries, encoded)]
         if len(entries) == 1:
             raise InvariantViolated(
                 f"entry {entries[0].index} takes {len(encoded)} bytes, more than the log's "
@@ -284,27 +329,35 @@ class Wal:
         """Write what is queued, frame by frame; most often there is one, or nothing."""
         try:
             while self._queue and not self._stopped:
-                number, size, records = self._take()
-                rolled = self._writer.write(_encode_records(records))
+                number, size, batch = self._take()
+                rolled = self._writer.write(batch)
                 self._reactor.callFromThread(self._on_flushed, number, size)
                 if rolled or self._writer.wants_preparation():
                     self._prepare_worker.do(self._prepare)
+                if self._writer.wants_removal():
+                    self._prepare_worker.do(self._remove)
         except BaseException as e:
             self._stop(e)
 
-    def _take(self) -> tuple[int, int, list[_EncodedRecord]]:
+    def _take(self) -> tuple[int, int, list[_Queued]]:
         """As much of the queue as fits one frame: (last number or 0, bytes, records)."""
         queue = self._queue
-        number, size, record = queue.popleft()
-        records = [record]
+        first = queue.popleft()
+        number, size, batch = first.number, first.size, [first]
         room = self._payload_limit - _RECORD_OVERHEAD - size
         while queue and queue[0].size + _RECORD_OVERHEAD <= room:
             queued = queue.popleft()
-            records.append(queued.record)
+            batch.append(queued)
             room -= queued.size + _RECORD_OVERHEAD
             size += queued.size
             number = queued.number or number
-        return number, size, records
+        return number, size, batch
+
+    def _compact(self, base_index: int) -> None:
+        """Which segments may go is decided here, in order with what is written."""
+        self._writer.compact(base_index)
+        if self._writer.wants_removal() and not self._stopped:
+            self._prepare_worker.do(self._remove)
 
     def _finish(self) -> None:
         """The last job; everything queued was written by the jobs before it."""
@@ -328,6 +381,14 @@ class Wal:
         except BaseException as e:
             self._log_worker.do(partial(self._stop, e))
 
+    def _remove(self) -> None:
+        """One segment for each job, so that a preparation does not wait for many."""
+        try:
+            if self._writer.remover.remove_one():
+                self._prepare_worker.do(self._remove)
+        except BaseException as e:
+            self._log_worker.do(partial(self._stop, e))
+
 
 class _Writer:
     """Where the next frame goes.  After an error it must not be used again."""
@@ -342,28 +403,69 @@ class _Writer:
         self.preparer = Preparer(
             files,
             path,
-            recovery.header._replace(length=segment_bytes),
+            recovery.header._replace(length=segment_bytes, version=FORMAT_VERSION),
             last.number + 1,
             recovery.unused,
         )
         self._retry_offset = 0
+        outline = recovery.replay.outline
+        #: What is on the disk, for the next checkpoint.
+        self._hard_state, self._last = outline.hard_state, outline.last
+        self._beginnings = recovery.beginnings
+        self.remover = Remover(files, path, recovery.oldest)
+        self._compacted_index = outline.base_index
+        #: Whether more segments than before may have become unneeded.
+        self._may_remove = False
 
     @property
     def path(self) -> str:
         """The segment that is being written."""
         return self._segment.path
 
-    def write(self, payload: bytes) -> bool:
+    def write(self, batch: list[_Queued]) -> bool:
         """Write one frame and flush it; true if that began a new segment."""
+        records: list[object] = [queued.record for queued in batch]
+        payload = _encode_records(records)
         rolled = self._offset + extent_of(len(payload)) > self._segment.length
         if rolled:
             self._roll()
+            records.insert(0, _EncodedRecordWithBase(self._hard_state, _NO_ENTRIES, self._last))
+            payload = _encode_records(records)
         frame = encode_frame(self._next_sequence, payload, self._seed)
         self._files.write(self._segment.fd, frame, self._offset)
         self._files.flush(self._segment.fd)
         self._offset += len(frame)
         self._next_sequence += 1
+        if rolled:
+            self._beginnings.begin(self._segment.number, self._last[0])
+            self._may_remove = True
+        for queued in batch:
+            self._take_over(queued.effect)
         return rolled
+
+    def _take_over(self, effect: _Effect) -> None:
+        hard_state, anew, first, last = effect
+        if hard_state is not None:
+            self._hard_state = hard_state
+        if anew:
+            self._beginnings.begin_anew()
+            self._may_remove = True
+        elif first:
+            self._beginnings.truncate(first)
+        if last is not None:
+            self._last = last
+
+    def compact(self, base_index: int) -> None:
+        """Entries up to `base_index` are not needed any more."""
+        self._compacted_index = max(self._compacted_index, base_index)
+        self._may_remove = True
+
+    def wants_removal(self) -> bool:
+        """Whether there are segments now that are not needed; asked once for each change."""
+        if not self._may_remove:
+            return False
+        self._may_remove = False
+        return self.remover.need_from(self._beginnings.first_needed(self._compacted_index))
 
     def _roll(self) -> None:
         full = self._segment
@@ -382,11 +484,37 @@ class _Writer:
     def close(self) -> None:
         self._files.close(self._segment.fd)
         self.preparer.close()
+        self.remover.close()
 
 
-def _first_frame(header: SegmentHeader, replay: Replay) -> bytearray:
-    """The frame that a new log begins with."""
-    record = Record(replay.hard_state, tuple(replay.entries))
+def _queued(
+    hard_state: HardState | None,
+    entries: Sequence[Entry],
+    data: bytes,
+    base: Position | None,
+    anew: bool,
+) -> _Queued:
+    """A record of `entries`, whose encoding is `data`; it completes no write."""
+    encoded = msgspec.Raw(data)
+    record = (
+        _EncodedRecord(hard_state, encoded)
+        if base is None
+        else _EncodedRecordWithBase(hard_state, encoded, base)
+    )
+    if entries:
+        last = entries[-1].index, entries[-1].term
+        effect = _Effect(hard_state, anew, entries[0].index, last)
+    else:
+        effect = _Effect(hard_state, anew, 0, base)
+    return _Queued(0, len(data), record, effect)
+
+
+def _first_frame(
+    header: SegmentHeader, hard_state: HardState, entries: Sequence[Entry], base: Position
+) -> bytearray:
+    """The frame that a new log begins with; its first record is a checkpoint, too."""
+    Replay().write(hard_state, entries, base)
+    record = Record(hard_state, tuple(entries), base)
     payload = _encode_records([record])
     if len(payload) > payload_limit(header.length - SECTOR):
         raise InvariantViolated(f"a new log cannot begin with {len(payload)} bytes")

@@ -92,9 +92,14 @@ class Rig:
     def acknowledged(self) -> int:
         return self.persisted[-1] if self.persisted else 0
 
-    def write(self, hard_state: HardState | None, new: Sequence[Entry]) -> int:
+    def write(
+        self,
+        hard_state: HardState | None,
+        new: Sequence[Entry],
+        base: tuple[int, int] | None = None,
+    ) -> int:
         self.number += 1
-        self.wal.write(self.number, hard_state, new)
+        self.wal.write(self.number, hard_state, new, base)
         return self.number
 
     def run_log(self) -> None:
@@ -128,6 +133,7 @@ def create_rig(
     hard_state: HardState | None = None,
     first: Sequence[Entry] = (),
     segment_bytes: int = SMALL_SEGMENT,
+    base: tuple[int, int] = (0, 0),
 ) -> Rig:
     if disk is None:
         disk = new_disk()
@@ -137,6 +143,7 @@ def create_rig(
         MEMBER,
         hard_state or HardState(),
         first,
+        base=base,
         reactor=ManualReactor(),
         segment_bytes=segment_bytes,
         files=disk,
@@ -156,7 +163,13 @@ def new_disk() -> SimulatedDisk:
 
 def recovered(disk: Files) -> tuple[HardState, list[Entry]]:
     """What opening the log finds; it is closed again."""
+    hard_state, _, found = recovered_with_base(disk)
+    return hard_state, found
+
+
+def recovered_with_base(disk: Files) -> tuple[HardState, tuple[int, int], list[Entry]]:
+    """What opening the log finds, with the (index, term) that it begins behind."""
     wal = Wal.open(PATH, MEMBER, reactor=ManualReactor(), files=disk)
-    found = wal.hard_state, list(wal.entries)
+    found = wal.hard_state, (wal.base_index, wal.base_term), list(wal.entries)
     wal.close()
     return found

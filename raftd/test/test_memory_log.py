@@ -125,6 +125,37 @@ class MemoryLogTests(SynchronousTestCase):
         self.assertEqual((self.persisted, len(self.failures)), ([1], 1))
         self.assertEqual(list(log.crash().entries), entries(1, 1))
 
+    def test_44_begins_anew(self) -> None:
+        """Behind a snapshot, and not before that is flushed."""
+        log = self.started(MemoryLog(HardState(1, 1), entries(1, 5)))
+        log.write(1, HardState(3, 0), entries(9, 10, term=3), (8, 2))
+        self.assertEqual(log.crash().base_index, 0)
+        log = self.started(MemoryLog(HardState(1, 1), entries(1, 5)))
+        log.write(1, HardState(3, 0), entries(9, 10, term=3), (8, 2))
+        log.flush()
+        after = self.started(log.crash())
+        self.assertEqual((after.hard_state, after.base_index), (HardState(3, 0), 8))
+        self.assertEqual((after.base_term, list(after.entries)), (2, entries(9, 10, term=3)))
+        self.assertRaises(InvariantViolated, after.write, 1, None, entries(8, 8, term=3))
+        after.write(1, None, entries(9, 9, term=4))
+
+    def test_compact(self) -> None:
+        """What is durable goes at once; hard state and term stay."""
+        log = self.started(MemoryLog(HardState(4, 1), entries(1, 5, term=2)))
+        log.compact(3)
+        log.compact(2)
+        log.write(1, None, entries(6, 6, term=4))
+        self.assertRaises(InvariantViolated, log.compact, 7)
+        after = log.crash(kept=1)
+        self.assertEqual((after.hard_state, after.base_index), (HardState(4, 1), 3))
+        self.assertEqual(after.base_term, 2)
+        self.assertEqual(list(after.entries), entries(4, 5, term=2) + entries(6, 6, term=4))
+        self.assertRaises(InvariantViolated, after.compact, 4)
+        self.started(after).compact(6)
+        again = after.crash()
+        self.assertEqual((again.base_index, again.base_term, len(again.entries)), (6, 4, 0))
+        self.assertEqual(again.hard_state, HardState(4, 1))
+
     def test_close(self) -> None:
         log = self.started(MemoryLog(clock=self.clock, delay_seconds=1))
         log.write(1, None, entries(1, 1))

@@ -139,7 +139,8 @@ class WalTests(SynchronousTestCase):
 
     def test_46_frames_in_the_wrong_segment(self) -> None:
         """Each of these frames would be the next, were it not for what is before it."""
-        whole = bytes(frames.encode_frame(2, msgspec.msgpack.encode([(None, [])]), SEED))
+        records: list[Any] = [(HardState(), [], (0, 0))]
+        whole = bytes(frames.encode_frame(2, msgspec.msgpack.encode(records), SEED))
         torn = bytes(frames.encode_frame(2, bytes(1000), SEED)[:SECTOR])
         for first, second, third, sentence in (
             (torn, whole, b"", "1.segment is damaged at offset 1024: a frame is incomplete"),
