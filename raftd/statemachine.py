@@ -130,19 +130,28 @@ class _SimpleRestore:
         self._frames = Unframer()
         self._size: int | None = None
         self._state = bytearray()
+        self._over = False
 
     def write(self, data: bytes) -> None:
+        """See `IRestore.write`."""
         self._frames.feed(data)
         while (content := self._frames.take()) is not None:
             if self._size is None:
                 self._size = _size(content)
+            elif len(self._state) + len(content) > self._size or not content:
+                raise ValueError("There is more than the state.")
             else:
                 self._state += content
-        if self._size is not None and len(self._state) > self._size:
-            raise ValueError("There is more than the state.")
 
     def finish(self) -> None:
-        if self._size is None or self._size != len(self._state) or self._frames.take_rest():
+        """See `IRestore.finish`."""
+        over, self._over = self._over, True
+        if (
+            over
+            or self._size is None
+            or self._size != len(self._state)
+            or self._frames.take_rest()
+        ):
             raise ValueError("The state is not complete, or not its own length.")
         self._machine.set_state(bytes(self._state))
 

@@ -149,7 +149,7 @@ class Restore:
         self._head: _Head | None = None
         self._state = State(FIRST_REVISION, {}, SortedKeys())
         self._last_key = b""
-        #: Nothing more may be written: it was finished, or is no state.
+        #: Nothing more may be written: it was finished, or it failed.
         self._over = False
 
     def write(self, data: bytes) -> None:
@@ -174,6 +174,8 @@ class Restore:
             if self._head.revision < FIRST_REVISION or self._head.keys < 0:
                 raise ValueError("The head of the state of a store makes no sense.")
             return
+        if len(self._state.records) == self._head.keys:
+            raise ValueError("There is more than the state of the store.")
         rows = _decode_rows(content)
         last_key, revision = self._last_key, self._head.revision
         for key, record in rows:
@@ -190,14 +192,14 @@ class Restore:
 
     def finish(self) -> None:
         """See `IRestore.finish`."""
+        over, self._over = self._over, True
         if (
-            self._over
+            over
             or self._head is None
             or len(self._state.records) != self._head.keys
             or self._frames.take_rest()
         ):
             raise ValueError("The state of the store is not complete, or there is more.")
-        self._over = True
         self._done(self._state)
 
 

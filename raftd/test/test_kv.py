@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from typing import Any
 
 import msgspec
@@ -29,8 +31,11 @@ from raftd.interfaces import (
     PutResult,
     Value,
 )
+from raftd.kv import keys as keys_module
+from raftd.kv import snapshots
 from raftd.kv import store as store_module
 from raftd.kv.database import MAX_KEY_BYTES, MAX_VALUE_BYTES, Database
+from raftd.kv.keys import SortedKeys
 from raftd.kv.operations import (
     DeleteRange,
     Operation,
@@ -43,6 +48,7 @@ from raftd.kv.operations import (
 )
 from raftd.kv.records import Record
 from raftd.kv.store import Store
+from raftd.slices import frame
 
 
 def apply_bytes(store: Store, operation: bytes) -> tuple[bytes, int]:
@@ -297,6 +303,348 @@ class Determinism(SynchronousTestCase):
             }
             seen.add(subprocess.check_output([sys.executable, "-c", program], env=environment))
         self.assertEqual(len(seen), 1)
+
+
+def cut(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    """`data` in pieces of these sizes, again and again."""
+    position = 0
+    while position < len(data):
+        for size in sizes:
+            yield data[position : position + size]
+            position += size
+
+
+def restored(data: bytes, sizes: Sequence[int] = (1 << 30,)) -> Store:
+    """A store that had other keys before."""
+    store = Store()
+    apply(store, Put(b"before", b"this"))
+    restore = store.restore()
+    for piece in cut(data, sizes):
+        restore.write(piece)
+    restore.finish()
+    return store
+
+
+class Interleaved:
+    """Applies operations, and draws a snapshot's slices at any time, also between two steps."""
+
+    def __init__(self, store: Store, draws: Iterator[bool]) -> None:
+        self.store = store
+        self.draws = draws
+        self.snapshot: Iterator[bytes] | None = None
+        self.slices: list[bytes] = []
+
+    def maybe_draw(self) -> None:
+        if self.snapshot is not None and next(self.draws, False):
+            self.slices += islice(self.snapshot, 1)
+
+    def apply(self, operation: Operation) -> None:
+        result = self.store.apply(1, 0, Command(encode_operation(operation)))
+        self.maybe_draw()
+        if not isinstance(result, bytes):
+            for _ in result:
+                self.maybe_draw()
+        self.maybe_draw()
+
+
+class Snapshots(SynchronousTestCase):
+    """`raftd.kv.snapshots`; the format is that of docs/store-snapshot.md."""
+
+    def setUp(self) -> None:
+        self.store = Store()
+
+    def fill(self, keys: int, value: bytes = b"v") -> None:
+        for n in range(keys):
+            apply(self.store, Put(b"%06d" % n, value))
+
+    def test_the_format(self) -> None:
+        apply(self.store, Put(b"k", b"v"))
+        apply(self.store, Put(b"k", b"w"))
+        apply(self.store, Put(b"j", b""))
+        slices = [
+            "0e000000 93 aa 72616674642e6b762f31 04 02",
+            "18000000 92 92 c4016a 95 c400 04 04 01 00 92 c4016b 95 c40177 02 03 02 00",
+        ]
+        data = b"".join(self.store.snapshot())
+        self.assertEqual(data, b"".join(map(bytes.fromhex, slices)))
+        self.assertEqual(restored(data).digest(), self.store.digest())
+
+    @settings(derandomize=True, max_examples=300, deadline=None)
+    @given(
+        st.lists(OPERATIONS, max_size=20),
+        st.lists(OPERATIONS, max_size=30),
+        st.lists(st.booleans(), max_size=80),
+        st.lists(st.integers(1, 30), min_size=1, max_size=4),
+        st.sampled_from([(1, 1), (1, 1000), (2, 60), (3, 30), (1000, 1000)]),
+    )
+    def test_31_a_snapshot_is_of_the_moment_of_its_call(
+        self,
+        before: list[Operation],
+        after: list[Operation],
+        draws: list[bool],
+        sizes: list[int],
+        slice_size: tuple[int, int],
+    ) -> None:
+        """Whatever is applied while it is drawn; and drawing changes nothing."""
+        self.patch(snapshots, "SLICE_KEYS", slice_size[0])
+        self.patch(snapshots, "SLICE_BYTES", slice_size[1])
+        self.patch(store_module, "SCAN_KEYS", 2)
+        driver = Interleaved(Store(), iter(draws))
+        twin = Store()
+        for operation in before:
+            driver.apply(operation)
+            apply(twin, operation)
+        then, keys = twin.digest(), len(twin)
+        driver.snapshot = driver.store.snapshot()
+        for operation in after:
+            driver.apply(operation)
+            apply(twin, operation)
+        driver.slices += driver.snapshot
+        copy = restored(b"".join(driver.slices), sizes)
+        self.assertEqual((copy.digest(), len(copy)), (then, keys))
+        self.assertEqual(driver.store.digest(), twin.digest())
+        # It is a store like any other: what was not drawn from it works as well.
+        for operation in after:
+            apply(copy, operation)
+        self.assertEqual(copy.digest(), twin.digest())
+
+    def test_45_slices_are_bounded(self) -> None:
+        self.fill(3000, b"v" * 100)
+        slices = list(self.store.snapshot())
+        self.assertGreater(len(slices), 5)
+        self.assertLess(max(map(len, slices)), 80_000)
+        apply(self.store, Put(b"large", b"v" * 500_000))
+        self.assertLess(max(map(len, self.store.snapshot())), 500_000 + 80_000)
+
+    def test_45_a_slice_walks_past_a_bounded_number_of_keys(self) -> None:
+        """Also if none of them belongs into it."""
+        apply(self.store, Put(b"z", b""))
+        snapshot = self.store.snapshot()
+        next(snapshot)
+        self.fill(3 * snapshots.SLICE_KEYS)
+        slices = list(snapshot)
+        self.assertEqual(len(slices), 4)
+        self.assertEqual(sum(map(len, slices[:3])), 3 * len(slices[0]))
+
+    def test_45_beginning_looks_at_no_key(self) -> None:
+        """The call takes as long for many keys as for few: it touches neither."""
+        self.fill(10)
+
+        class Untouchable(SortedKeys):
+            def range(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+                raise AssertionError("looked at the keys")
+
+        self.store._keys.__class__ = Untouchable
+        snapshot = self.store.snapshot()
+        next(snapshot)
+        self.assertRaises(AssertionError, next, snapshot)
+
+    def test_45_only_what_changes_is_kept(self) -> None:
+        self.fill(1000)
+        snapshot = self.store.snapshot()
+        for n in range(3):
+            for _ in range(5):
+                apply(self.store, Put(b"%06d" % n, b"w"))
+        self.assertEqual((len(snapshot._kept), len(snapshot._removed)), (3, 3))
+
+    def test_an_iterator_given_up_costs_nothing_afterwards(self) -> None:
+        """Closed or dropped, begun or not."""
+        self.fill(10)
+        for begun in (False, True):
+            for close in (False, True):
+                snapshot = self.store.snapshot()
+                if begun:
+                    next(snapshot)
+                if close:
+                    snapshot.close()
+                    self.assertEqual(list(snapshot), [])
+                else:
+                    del snapshot
+                apply(self.store, Put(b"000000", b"w"))
+                self.assertIsNone(self.store._snapshot)
+        snapshot = self.store.snapshot()
+        self.assertEqual(len(list(snapshot)), 2)
+        apply(self.store, Put(b"000000", b"w"))
+        self.assertIsNone(self.store._snapshot)
+
+    def test_42_another_snapshot_ends_the_one_before(self) -> None:
+        """What was half drawn can never pass for a whole one."""
+        self.fill(10)
+        first = self.store.snapshot()
+        next(first)
+        second = self.store.snapshot()
+        digest = self.store.digest()
+        apply(self.store, Put(b"000005", b"w"))
+        self.assertRaises(RuntimeError, next, first)
+        self.assertRaises(RuntimeError, list, first)
+        self.assertEqual(restored(b"".join(second)).digest(), digest)
+
+    def test_nothing_is_visible_until_the_restore_is_finished(self) -> None:
+        self.fill(10)
+        data = b"".join(self.store.snapshot())
+        other = Store()
+        apply(other, Put(b"k", b"v"))
+        digest = other.digest()
+        restore = other.restore()
+        restore.write(data)
+        self.assertEqual(other.digest(), digest)
+        restore.finish()
+        self.assertEqual(other.digest(), self.store.digest())
+        self.assertEqual((len(other), other.revision), (10, 11))
+        self.assertRaises(ValueError, restore.finish)
+
+    def test_a_snapshot_goes_on_over_a_restore(self) -> None:
+        self.fill(10)
+        digest = self.store.digest()
+        snapshot = self.store.snapshot()
+        other = b"".join(Store().snapshot())
+        restore = self.store.restore()
+        restore.write(other)
+        restore.finish()
+        apply(self.store, Put(b"000005", b"w"))
+        self.assertEqual(restored(b"".join(snapshot)).digest(), digest)
+
+    def test_43_what_is_cut_short_is_refused(self) -> None:
+        self.patch(snapshots, "SLICE_BYTES", 30)
+        self.fill(3)
+        data = b"".join(self.store.snapshot())
+        for end in range(len(data)):
+            store = Store()
+            restore = store.restore()
+            restore.write(data[:end])
+            self.assertRaises(ValueError, restore.finish)
+            self.assertEqual(store.digest(), Store().digest())
+
+    def refused(self, data: bytes) -> None:
+        """Sooner or later, and nothing changes."""
+        store = Store()
+        apply(store, Put(b"k", b"v"))
+        digest = store.digest()
+        restore = store.restore()
+
+        def whole() -> None:
+            restore.write(data)
+            restore.finish()
+
+        self.assertRaises(ValueError, whole)
+        self.assertRaises(ValueError, restore.finish)
+        self.assertEqual(store.digest(), digest)
+
+    def test_what_is_too_long_is_refused(self) -> None:
+        self.fill(3)
+        data = b"".join(self.store.snapshot())
+        for more in (b"\0", frame(b""), frame(b"\x90"), data):
+            self.refused(data + more)
+
+    def test_what_is_no_store_is_refused(self) -> None:
+        encode = msgspec.msgpack.encode
+        head, good = ["raftd.kv/1", 5, 1], [b"k", [b"v", 2, 3, 2, 0]]
+        self.assertEqual(len(restored(frame(encode(head)) + frame(encode([good])))), 1)
+        self.refused(b"\xff" * 100)
+        for bad in (["raftd.kv/2", 5, 1], ["raftd.kv/1", 0, 1], ["raftd.kv/1", 5, -1], []):
+            self.refused(frame(encode(bad)) + frame(encode([good])))
+        for rows in (
+            [[b"k"]],
+            [good, good],
+            [[b"", [b"v", 2, 3, 2, 0]]],
+            [[b"k", [b"v", 1, 3, 2, 0]]],
+            [[b"k", [b"v", 4, 3, 2, 0]]],
+            [[b"k", [b"v", 2, 6, 2, 0]]],
+            [[b"k", [b"v", 2, 3, 0, 0]]],
+            [[b"k", [b"v", 2, 3, 3, 0]]],
+            [[b"k", [b"v", 2, 3, 2, -1]]],
+            [good, [b"l", [b"v", 2, 3, 2, 0]]],
+        ):
+            self.refused(frame(encode(head)) + frame(encode(rows)))
+
+    @settings(derandomize=True, max_examples=200, deadline=None)
+    @given(st.integers(0, 10_000), st.binary(min_size=1, max_size=6))
+    def test_damage_is_refused_or_is_another_state(self, position: int, put: bytes) -> None:
+        """Never an exception that nobody expects, and never the same state."""
+        store = Store()
+        for n in range(4):
+            apply(store, Put(b"%06d" % n, b"v"))
+        data = b"".join(store.snapshot())
+        position %= len(data)
+        damaged = data[:position] + put + data[position + len(put) :]
+        try:
+            other = restored(damaged)
+        except ValueError:
+            return
+        self.assertEqual(other.digest() == store.digest(), damaged == data)
+
+    def test_the_digest_does_not_depend_on_history(self) -> None:
+        """How the state came about, in what order: no matter."""
+        self.fill(2000)
+        for n in range(0, 2000, 2):
+            apply(self.store, DeleteRange(b"%06d" % n))
+        data = b"".join(self.store.snapshot())
+        copy = restored(data, [1000, 7])
+        self.assertEqual(copy.digest(), self.store.digest())
+        self.assertEqual(b"".join(copy.snapshot()), data)
+
+    def test_45_figures(self) -> None:
+        """A hundred thousand keys: bounds with room for a busy machine."""
+        for n in range(100_000):
+            self.store.apply(1, 0, Command(encode_operation(Put(b"%020d" % n, b"v" * 64))))
+        clock = time.perf_counter
+        begin = clock()
+        snapshot = self.store.snapshot()
+        call_s = clock() - begin
+        slices_s = []
+        for n in count():
+            # Some change meanwhile, all over the place.
+            for i in range(50):
+                key = b"%020d" % ((n * 7919 + i * 2003) % 100_000)
+                self.store.apply(1, 0, Command(encode_operation(Put(key, b"w"))))
+            begin = clock()
+            if next(snapshot, None) is None:
+                break
+            slices_s.append(clock() - begin)
+        self.assertGreater(len(slices_s), 100)
+        self.assertLess(call_s, 0.005)
+        # The median, for a slice may meet with a collection of garbage.
+        self.assertLess(sorted(slices_s)[len(slices_s) // 2], 0.005)
+
+
+class Keys(SynchronousTestCase):
+    @settings(derandomize=True, max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["add", "remove", "range", "extend"]),
+                st.binary(min_size=1, max_size=2),
+                st.binary(max_size=2),
+            ),
+            max_size=80,
+        ),
+        st.sampled_from([2, 3, 8]),
+    )
+    def test_against_a_model(self, steps: list[tuple[str, bytes, bytes]], size: int) -> None:
+        self.patch(keys_module, "MAX_CHUNK_KEYS", size)
+        keys, model = SortedKeys(), list[bytes]()
+        for what, key, other in steps:
+            if what == "add" and key not in model:
+                keys.add(key)
+                model = sorted([*model, key])
+            elif what == "remove" and model:
+                present = model[int.from_bytes(key, "big") % len(model)]
+                keys.remove(present)
+                model.remove(present)
+            elif what == "range":
+                end = other or None
+                inside = [k for k in model if k >= key and (end is None or k < end)]
+                for limit in (1, 3, 100):
+                    self.assertEqual(keys.range(key, end, limit), inside[:limit])
+                keys.remove_range(key, end)
+                model = [k for k in model if k not in inside]
+            elif what == "extend":
+                more = sorted({(model or [b""])[-1] + bytes([n]) for n in key + other})
+                keys.extend(more)
+                model += more
+            self.assertEqual(list(keys), model)
+            self.assertTrue(all(0 < len(chunk) <= size for chunk in keys._chunks))
+            self.assertEqual([chunk[-1] for chunk in keys._chunks], keys._lasts)
 
 
 @implementer(INode)
