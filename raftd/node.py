@@ -10,9 +10,9 @@ peers, what is committed to the state machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -42,6 +42,7 @@ from raftd.errors import (
     NoLeader,
     NoQuorum,
     NotLeader,
+    OutcomeUnknown,
     PeerUnreachable,
     ProtocolViolation,
     RaftdError,
@@ -60,6 +61,8 @@ from raftd.interfaces import (
     NodeStatus,
 )
 from raftd.routing import RETRY_DELAY_S, Router
+
+T = TypeVar("T")
 
 
 @implementer(INode, INodeRPC)
@@ -122,6 +125,8 @@ class Node:
         )
         self._last_request_id = 0
         self._answers: dict[int, Deferred[Response]] = {}
+        #: Membership changes that somebody waits for.
+        self._changes: set[Deferred[Any]] = set()
 
     # -- life ----------------------------------------------------------------
 
@@ -156,6 +161,8 @@ class Node:
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer.errback(Stopped("This node is stopping."))
+        for change in list(self._changes):
+            change.cancel()
 
     # -- what users ask for --------------------------------------------------
 
@@ -195,16 +202,19 @@ class Node:
         raft = self._raft
         if now >= raft.next_deadline:
             raft.tick(now)
-        self._router.hand_over(self._leader_peer(now), now)
-        self._carry_out(raft.ready(now))
         if raft.configuration is not self._configuration:
             self._follow_configuration()
         if raft.leader_id != self._leader_seen:
             self._leader_changed()
+        self._router.hand_over(self._leader_peer(now), now)
+        if not self._running:
+            return  # who was just given an answer has stopped this node
+        self._carry_out(raft.ready(now))
         if self._applier.run():
             self._wake()
         self._router.expire(now, self._why_not)
-        self._arm(now)
+        if self._running:
+            self._arm(now)
 
     def _carry_out(self, ready: Ready) -> None:
         if ready.write is not None:
@@ -242,7 +252,10 @@ class Node:
 
     def _persisted(self, number: int) -> None:
         if self._running:
-            self._raft.persisted(number, self._clock.seconds())
+            try:
+                self._raft.persisted(number, self._clock.seconds())
+            except Exception:
+                self._defect(Failure())
             self._wake()
 
     # -- members and the leader ----------------------------------------------
@@ -260,7 +273,7 @@ class Node:
 
     def _leader_changed(self) -> None:
         self._leader_seen = self._raft.leader_id
-        self._router.retry_at = 0.0
+        self._router.leader_changed()
         leader = self._leader_member()
         if leader is not None:
             self._log.info(
@@ -268,7 +281,6 @@ class Node:
             )
         elif self._leader_seen == NOBODY:
             self._log.info("Term {term}: no leader.", term=self._raft.term)
-        self._wake()
 
     def _leader_member(self) -> Member | None:
         if self._raft.leader_id == self.member.id:
@@ -288,14 +300,26 @@ class Node:
     def _why_not(self) -> RaftdError:
         """Why a request that is still queued could not be carried out."""
         reached = {m for m, peer in self._peers.items() if peer.connected} | {self.member.id}
-        majorities = self._configuration.majorities()
         voters = self._configuration.voter_ids()
-        if self._raft.role is Role.LEADER or not has_quorum(majorities, reached):
+        leader = self._leader_member()
+        if not voters:
+            return NoLeader(f"No leader has reached {self.member.name} yet. Try again.")
+        if not has_quorum(self._configuration.majorities(), reached):
             return NoQuorum(
                 f"{self.member.name} reaches {len(voters & reached)} of {len(voters)} voters, "
                 "which is not enough to decide anything; nothing was changed. Try again."
             )
-        return NoLeader("There is no leader at the moment; nothing was changed. Try again.")
+        if leader is None:
+            return NoLeader("There is no leader at the moment; nothing was changed. Try again.")
+        if leader.id == self.member.id:
+            return NoQuorum(
+                f"{leader.name} leads, and could not confirm this with the other voters in "
+                "time; nothing was changed. Try again."
+            )
+        return NoLeader(
+            f"The leader, {leader.name}, could not be asked in time; nothing was changed. "
+            "Try again."
+        )
 
     # -- what peers ask for (INodeRPC) ---------------------------------------
 
@@ -303,7 +327,9 @@ class Node:
         """Send a request to a peer, or the answer to one of its own."""
         message = outgoing.message
         if outgoing.request_id is not None:
-            self._answers.pop(outgoing.request_id).callback(message)  # type: ignore[arg-type]
+            answer = self._answers.pop(outgoing.request_id, None)
+            if answer is not None:
+                answer.callback(message)  # type: ignore[arg-type]
             return
         peer = self._peers.get(outgoing.to)
         if peer is None:
@@ -344,9 +370,9 @@ class Node:
             self._raft.receive_request(sender, request, request_id, self._clock.seconds())
         except ProtocolViolation as e:
             return fail(e)
-        except Fatal as e:
-            self.fail(e)
-            return fail(e)
+        except Exception:
+            self._defect(Failure())
+            return fail(Stopped("This node is stopping."))
         answer = self._answers[request_id] = Deferred[Response]()
         self._wake()
         return answer
@@ -377,6 +403,8 @@ class Node:
 
     def forwarded_read(self, timeout_ms: int) -> Deferred[int]:
         """See `INodeRPC.forwarded_read`; the core answers or gives it up in time by itself."""
+        if not self._running:
+            return fail(Stopped("This node is not running."))
         answer: Deferred[int] = Deferred()
 
         def use(read_index: int | None) -> None:
@@ -396,14 +424,13 @@ class Node:
     ) -> Deferred[Configuration]:
         """See `INodeRPC.join`."""
 
-        async def here() -> Configuration:
-            await self._committed(self._raft.add_learner(member, self._clock.seconds()))
+        async def here(left_s: float) -> Configuration:
+            index = self._raft.add_learner(member, self._clock.seconds())
+            await self._committed(index, left_s)
             return self._configuration
 
-        return Deferred.fromCoroutine(
-            self._at_leader(
-                here, lambda peer, left_ms: peer.join(member, left_ms), timeout_ms, forwarded
-            )
+        return self._change(
+            here, lambda peer, left_ms: peer.join(member, left_ms), timeout_ms, forwarded
         )
 
     def promote(
@@ -411,25 +438,42 @@ class Node:
     ) -> Deferred[None]:
         """See `INodeRPC.promote`."""
 
-        async def here() -> None:
-            await self._committed(self._raft.promote(member_id, self._clock.seconds()))
+        async def here(left_s: float) -> None:
+            index = self._raft.promote(member_id, self._clock.seconds())
+            await self._committed(index, left_s)
 
-        return Deferred.fromCoroutine(
-            self._at_leader(
-                here,
-                lambda peer, left_ms: peer.promote(member_id, left_ms),
-                timeout_ms,
-                forwarded,
-            )
+        return self._change(
+            here, lambda peer, left_ms: peer.promote(member_id, left_ms), timeout_ms, forwarded
         )
+
+    def _change(
+        self,
+        here: Callable[[float], Coroutine[Deferred[Any], Any, T]],
+        there: Callable[[IPeer, int], Deferred[T]],
+        timeout_ms: int,
+        forwarded: bool,
+    ) -> Deferred[T]:
+        """Carry out a change where the leader is; stopping the node ends it."""
+        if not self._running:
+            return fail(Stopped("This node is not running."))
+        change = Deferred.fromCoroutine(self._at_leader(here, there, timeout_ms, forwarded))
+        self._changes.add(change)
+
+        def ended(result: T | Failure) -> T | Failure:
+            self._changes.discard(change)
+            if isinstance(result, Failure) and not self._running:
+                raise Stopped("This node is stopping.")
+            return result
+
+        return change.addBoth(ended)
 
     async def _at_leader(
         self,
-        here: Callable[[], Any],
-        there: Callable[[IPeer, int], Deferred[Any]],
+        here: Callable[[float], Coroutine[Deferred[Any], Any, T]],
+        there: Callable[[IPeer, int], Deferred[T]],
         timeout_ms: int,
         forwarded: bool,
-    ) -> Any:
+    ) -> T:
         """
         Carry out an idempotent change where the leader is, and try again until
         its time is up.
@@ -437,30 +481,27 @@ class Node:
         deadline = self._clock.seconds() + timeout_ms / 1000
         while True:
             now = self._clock.seconds()
-            left_ms = int((deadline - now) * 1000)
+            left_s = max(0.001, deadline - now)
             reason: RaftdError = self._why_not()
             try:
                 peer = self._leader_peer(now)
                 if self._raft.role is Role.LEADER:
-                    return await here()
+                    return await here(left_s)
                 if forwarded:
                     raise NotLeader(f"{self.member.name} is not the leader.")
                 if peer is not None:
-                    return await there(peer, max(1, left_ms))
+                    return await there(peer, int(left_s * 1000))
             except (ChangeInProgress, NoLeader, Superseded, PeerUnreachable) as e:
                 reason = e
-            if (
-                left_ms <= 0
-                or not self._running
-                or (forwarded and isinstance(reason, NoLeader))
-            ):
+            if now >= deadline or (forwarded and isinstance(reason, NoLeader)):
                 raise reason
             await deferLater(self._clock, RETRY_DELAY_S, lambda: None)
 
-    def _committed(self, index: int) -> Deferred[None]:
+    def _committed(self, index: int, timeout_s: float) -> Deferred[None]:
         """
         Fires when the configuration entry at `index`, just found in the log,
-        is applied; fails with `Superseded` if another one takes its place.
+        is applied; fails with `Superseded` if another one takes its place, and
+        with `OutcomeUnknown` when neither has happened in time.
         """
         term = self._raft.log.term_at(index)
         applied: Deferred[None] = Deferred()
@@ -471,9 +512,14 @@ class Node:
             else:
                 applied.errback(Superseded("The change was lost with its leader. Try again."))
 
+        def give_up(result: object, timeout_s: float) -> None:
+            raise OutcomeUnknown(
+                f"The change was not committed within {timeout_s:.0f} s; it may be yet."
+            )
+
         self._applier.when_applied(index, act)
         self._wake()
-        return applied
+        return applied.addTimeout(timeout_s, self._clock, give_up)
 
     # -- looking at it -------------------------------------------------------
 
