@@ -143,5 +143,7 @@ class Applier:
                     return None
         except StopIteration as stop:
             self._under_way = None
-            value: bytes = stop.value
-            return value
+            if not isinstance(stop.value, bytes):
+                # Not to be taken for an application that goes on.
+                raise TypeError(f"the result of a command is {stop.value!r}") from None
+            return stop.value

@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.applier import Applier
+from raftd.changes import Changes
 from raftd.core.log import Log
 from raftd.core.membership import Change, Configuration
 from raftd.core.messages import (
@@ -38,19 +38,15 @@ from raftd.core.ready import Outgoing, Ready
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
-    ChangeInProgress,
     Fatal,
     InvariantViolated,
     NoLeader,
     NoQuorum,
     NotLeader,
-    PeerUnreachable,
     ProtocolViolation,
     RaftdError,
     Removed,
     Stopped,
-    Superseded,
-    TransferFailed,
 )
 from raftd.events import (
     Committed,
@@ -81,11 +77,14 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 class _Seen:
     """What the observers have been told."""
 
-    def __init__(self, term: int, configuration_index: int) -> None:
+    def __init__(self, term: int) -> None:
         self.term = term
         self.leader_id = NOBODY
         self.applied_index = 0
-        self.configuration_index = configuration_index
+        self.configuration_index = 0
+
+
+T = TypeVar("T")
 
 
 @implementer(INode, INodeRPC)
@@ -145,7 +144,7 @@ class Node:
         self._timer: IDelayedCall | None = None
 
         self._observers: list[Observer] = []
-        self._seen = _Seen(self._raft.term, self._raft.configuration_index)
+        self._seen = _Seen(self._raft.term)
         self._applier = Applier(clock, state_machine, snapshots.latest, self._entry_applied)
         self._snapshotter = Snapshotter(
             clock,
@@ -169,6 +168,14 @@ class Node:
         )
         self._last_request_id = 0
         self._answers: dict[int, Deferred[Response]] = {}
+        self._changes = Changes(
+            clock,
+            self._raft,
+            self._applier,
+            leader_peer=self._leader_peer,
+            why_not=self._why_not,
+            wake=self._wake,
+        )
 
     # -- life ----------------------------------------------------------------
 
@@ -186,9 +193,10 @@ class Node:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._running and self._raft.role is Role.LEADER:
+        others = self._raft.configuration.voter_ids() - {self.member.id}
+        if self._running and self._raft.role is Role.LEADER and others:
             try:
-                await self._hand_over(None)
+                await self._changes.hand_over(None)
             except RaftdError as e:
                 self._log.info("Leadership is not handed over: {reason}", reason=str(e))
         self._halt()
@@ -218,6 +226,7 @@ class Node:
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer.errback(Stopped("This node is stopping."))
+        self._changes.stop()
 
     # -- what users ask for --------------------------------------------------
 
@@ -273,17 +282,20 @@ class Node:
         raft = self._raft
         if now >= raft.next_deadline:
             raft.tick(now)
-        self._router.hand_over(self._leader_peer(now), now)
-        self._carry_out(raft.ready(now))
         if raft.configuration is not self._configuration:
             self._follow_configuration()
-        more = self._applier.run()
-        self._snapshotter.take_if_due()
-        self._look_for_events()
-        if more:
+        self._look_at_leader()
+        self._router.hand_over(self._leader_peer(now), now)
+        if not self._running:
+            return  # who was just given an answer has stopped this node
+        self._carry_out(raft.ready(now))
+        if self._applier.run():
             self._wake()
+        self._look_at_applied()
+        self._snapshotter.take_if_due()
         self._router.expire(now, self._why_not)
-        self._arm(now)
+        if self._running:
+            self._arm(now)
 
     def _carry_out(self, ready: Ready) -> None:
         if ready.write is not None:
@@ -333,7 +345,10 @@ class Node:
 
     def _persisted(self, number: int) -> None:
         if self._running:
-            self._raft.persisted(number, self._clock.seconds())
+            try:
+                self._raft.persisted(number, self._clock.seconds())
+            except Exception:
+                self._defect(Failure())
             self._wake()
 
     # -- members and the leader ----------------------------------------------
@@ -349,8 +364,7 @@ class Node:
         for member in sorted(set(others.values()) - known):
             self._peers[member.id] = self._transport.peer(member)
 
-    def _look_for_events(self) -> None:
-        """Tell what has changed since the last turn; each turn, so it must cost little."""
+    def _look_at_leader(self) -> None:
         raft, seen = self._raft, self._seen
         if raft.term != seen.term:
             seen.term = raft.term
@@ -358,13 +372,18 @@ class Node:
         if raft.leader_id != seen.leader_id:
             seen.leader_id = raft.leader_id
             self._leader_changed()
-        if raft.applied_index != seen.applied_index:
-            seen.applied_index = raft.applied_index
-            if self._observers:
-                self._tell(Committed(raft.applied_index))
-            if seen.configuration_index < raft.configuration_index <= raft.applied_index:
-                seen.configuration_index = raft.configuration_index
-                self._membership_changed(raft.configuration)
+
+    def _look_at_applied(self) -> None:
+        """Tell what was applied in this turn; each turn, so it must cost little."""
+        raft, seen = self._raft, self._seen
+        if raft.applied_index == seen.applied_index:
+            return
+        seen.applied_index = raft.applied_index
+        if self._observers:
+            self._tell(Committed(raft.applied_index))
+        if seen.configuration_index < raft.configuration_index <= raft.applied_index:
+            seen.configuration_index = raft.configuration_index
+            self._membership_changed(raft.configuration)
 
     def _membership_changed(self, configuration: Configuration) -> None:
         """A configuration is committed, and applied here."""
@@ -375,7 +394,7 @@ class Node:
             self.fail(Removed(f"{self.member.name} was removed from the cluster."))
 
     def _leader_changed(self) -> None:
-        self._router.retry_at = 0.0
+        self._router.leader_changed()
         leader = self._leader_member()
         if leader is not None:
             self._log.info(
@@ -384,7 +403,6 @@ class Node:
         elif self._raft.leader_id == NOBODY:
             self._log.info("Term {term}: no leader.", term=self._raft.term)
         self._tell(LeaderChanged(self._raft.term, leader))
-        self._wake()
 
     def _leader_member(self) -> Member | None:
         if self._raft.leader_id == self.member.id:
@@ -404,14 +422,26 @@ class Node:
     def _why_not(self) -> RaftdError:
         """Why a request that is still queued could not be carried out."""
         reached = {m for m, peer in self._peers.items() if peer.connected} | {self.member.id}
-        majorities = self._configuration.majorities()
         voters = self._configuration.voter_ids()
-        if self._raft.role is Role.LEADER or not has_quorum(majorities, reached):
+        leader = self._leader_member()
+        if not voters:
+            return NoLeader(f"No leader has reached {self.member.name} yet. Try again.")
+        if not has_quorum(self._configuration.majorities(), reached):
             return NoQuorum(
                 f"{self.member.name} reaches {len(voters & reached)} of {len(voters)} voters, "
                 "which is not enough to decide anything; nothing was changed. Try again."
             )
-        return NoLeader("There is no leader at the moment; nothing was changed. Try again.")
+        if leader is None:
+            return NoLeader("There is no leader at the moment; nothing was changed. Try again.")
+        if leader.id == self.member.id:
+            return NoQuorum(
+                f"{leader.name} leads, and could not confirm this with the other voters in "
+                "time; nothing was changed. Try again."
+            )
+        return NoLeader(
+            f"The leader, {leader.name}, could not be asked in time; nothing was changed. "
+            "Try again."
+        )
 
     # -- what peers ask for (INodeRPC) ---------------------------------------
 
@@ -419,7 +449,9 @@ class Node:
         """Send a request to a peer, or the answer to one of its own."""
         message = outgoing.message
         if outgoing.request_id is not None:
-            self._answers.pop(outgoing.request_id).callback(message)  # type: ignore[arg-type]
+            answer = self._answers.pop(outgoing.request_id, None)
+            if answer is not None:
+                answer.callback(message)  # type: ignore[arg-type]
             return
         peer = self._peers.get(outgoing.to)
         if peer is None:
@@ -460,9 +492,9 @@ class Node:
             self._raft.receive_request(sender, request, request_id, self._clock.seconds())
         except ProtocolViolation as e:
             return fail(e)
-        except Fatal as e:
-            self.fail(e)
-            return fail(e)
+        except Exception:
+            self._defect(Failure())
+            return fail(Stopped("This node is stopping."))
         answer = self._answers[request_id] = Deferred[Response]()
         self._wake()
         return answer
@@ -493,6 +525,8 @@ class Node:
 
     def forwarded_read(self, timeout_ms: int) -> Deferred[int]:
         """See `INodeRPC.forwarded_read`; the core answers or gives it up in time by itself."""
+        if not self._running:
+            return fail(Stopped("This node is not running."))
         answer: Deferred[int] = Deferred()
 
         def use(read_index: int | None) -> None:
@@ -516,25 +550,10 @@ class Node:
         forwarded: bool = False,
     ) -> Deferred[Configuration]:
         """See `INodeRPC.change_membership`; without a time, the request timeout holds."""
-        timeout_ms = timeout_ms or int(self._request_timeout_s * 1000)
-
-        async def here() -> Configuration:
-            now = self._clock.seconds()
-            index = self._raft.change_membership(changes, now, force=force)
-            await self._committed(index)
-            while self._raft.configuration.is_joint:
-                await self._committed(self._raft.configuration_index)
-                await self._pause()
-            return self._raft.configuration
-
-        return Deferred.fromCoroutine(
-            self._at_leader(
-                here,
-                lambda peer, left_ms: peer.change_membership(changes, force, left_ms),
-                timeout_ms,
-                forwarded,
-            )
-        )
+        if not self._running:
+            return fail(Stopped("This node is not running."))
+        timeout_s = self._request_timeout_s if timeout_ms is None else timeout_ms / 1000
+        return self._changes.membership(changes, force, timeout_s, forwarded)
 
     def transfer(
         self,
@@ -544,87 +563,10 @@ class Node:
         forwarded: bool = False,
     ) -> Deferred[None]:
         """See `INodeRPC.transfer`; without a time, the request timeout holds."""
-        timeout_ms = timeout_ms or int(self._request_timeout_s * 1000)
-        return Deferred.fromCoroutine(
-            self._at_leader(
-                lambda: self._hand_over(successor),
-                lambda peer, left_ms: peer.transfer(successor, left_ms),
-                timeout_ms,
-                forwarded,
-            )
-        )
-
-    async def _hand_over(self, successor: MemberId | None) -> None:
-        """Let another lead, and wait until one does or this node leads on."""
-        if successor == self.member.id:
-            return
-        term = self._raft.term
-        self._raft.transfer(successor, self._clock.seconds())
-        self._wake()
-        give_up_at = self._clock.seconds() + 2 * self._raft.settings.election_timeout_s
-        while self._running and self._clock.seconds() < give_up_at:
-            leads = self._raft.role is Role.LEADER and self._raft.term == term
-            if not leads and self._raft.leader_id != NOBODY:
-                return
-            if leads and not self._raft.is_handing_over:
-                break
-            await self._pause()
-        raise TransferFailed("The other member did not take leadership over in time.")
-
-    def _pause(self) -> Deferred[None]:
-        return deferLater(self._clock, RETRY_DELAY_S, lambda: None)
-
-    async def _at_leader(
-        self,
-        here: Callable[[], Any],
-        there: Callable[[IPeer, int], Deferred[Any]],
-        timeout_ms: int,
-        forwarded: bool,
-    ) -> Any:
-        """
-        Carry out an idempotent change where the leader is, and try again until
-        its time is up.
-        """
-        deadline = self._clock.seconds() + timeout_ms / 1000
-        while True:
-            now = self._clock.seconds()
-            left_ms = int((deadline - now) * 1000)
-            reason: RaftdError = self._why_not()
-            try:
-                peer = self._leader_peer(now)
-                if self._raft.role is Role.LEADER:
-                    return await here()
-                if forwarded:
-                    raise NotLeader(f"{self.member.name} is not the leader.")
-                if peer is not None:
-                    return await there(peer, max(1, left_ms))
-            except (ChangeInProgress, NoLeader, Superseded, PeerUnreachable) as e:
-                reason = e
-            if (
-                left_ms <= 0
-                or not self._running
-                or (forwarded and isinstance(reason, NoLeader))
-            ):
-                raise reason
-            await self._pause()
-
-    def _committed(self, index: int) -> Deferred[None]:
-        """
-        Fires when the configuration entry at `index`, just found in the log,
-        is applied; fails with `Superseded` if another one takes its place.
-        """
-        term = self._raft.log.term_at(index)
-        applied: Deferred[None] = Deferred()
-
-        def act() -> None:
-            if self._raft.log.term_at(index) == term:
-                applied.callback(None)
-            else:
-                applied.errback(Superseded("The change was lost with its leader. Try again."))
-
-        self._applier.when_applied(index, act)
-        self._wake()
-        return applied
+        if not self._running:
+            return fail(Stopped("This node is not running."))
+        timeout_s = self._request_timeout_s if timeout_ms is None else timeout_ms / 1000
+        return self._changes.transfer(successor, timeout_s, forwarded)
 
     # -- looking at it -------------------------------------------------------
 
@@ -632,6 +574,11 @@ class Node:
     def configuration(self) -> Configuration:
         """The configuration in force here, committed or not."""
         return self._raft.configuration
+
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The last configuration that this node knows to be committed."""
+        return self._raft.configuration_at(self._raft.commit_index)
 
     @property
     def is_settled_voter(self) -> bool:

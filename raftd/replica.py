@@ -332,7 +332,7 @@ class Replica(Handle):
             on_fatal=self._on_fatal,
         )
         transport.on_removed = lambda reason: node.fail(Removed(reason))
-        self._peer_identity.removed = frozenset(node.configuration.removed)
+        self._peer_identity.removed = frozenset(node.committed_configuration.removed)
         node.observe(self._follow_membership)
         self.peer_factory.rpc = node
         self.peer_factory.heard_from = transport.connect_now

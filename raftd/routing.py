@@ -20,32 +20,38 @@ from typing import Any, cast
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from raftd.core.messages import Entry
+from raftd.core.messages import Entry, decode_command
 from raftd.core.raft import Raft, Role
 from raftd.errors import (
+    BadRequest,
     DidNotHappen,
     NoLeader,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    ProtocolViolation,
     RaftdError,
     Stopped,
     Superseded,
     TooLarge,
 )
 from raftd.interfaces import Done, IPeer
-from raftd.requests import Request, Requests, State
+from raftd.requests import MAX_REQUESTS, Request, Requests, State
 
 #: How long to wait before asking a leader again that could not be asked.
 RETRY_DELAY_S = 0.02
 #: An encoded command may be this long: a value of 1 MiB, its key, the rest.
 MAX_COMMAND_BYTES = 3 << 19
-#: What one Forward carries; a single command is always carried whole.
-MAX_FORWARD_COMMANDS = 4096
-MAX_FORWARD_BYTES = 1 << 20
-#: Forwards, and requests for a read index, that may be unanswered at once.
+#: What one Forward carries, and what is proposed at once, so that the leader's
+#: own bound is looked at in between; a single command is always taken whole.
+MAX_BATCH_COMMANDS = 4096
+MAX_BATCH_BYTES = 1 << 20
+#: Forwards, and requests for a read index, that a leader may owe an answer at once.
 MAX_FORWARDS_IN_FLIGHT = 16
 MAX_READ_INDEX_IN_FLIGHT = 4
+#: Reads that wait for an index, or for one to be applied.  They are kept until
+#: then, answered or not, and a disk that hangs may take for ever.
+MAX_READS_UNDER_WAY = MAX_REQUESTS
 
 
 class Router:
@@ -76,10 +82,16 @@ class Router:
         #: Writes that came from other members: only ever proposed here.
         self._forwarded: deque[Request] = deque()
         self._reads: deque[Request] = deque()
-        #: index -> (term, request) of what was proposed here.
-        self._proposed: dict[int, tuple[int, Request]] = {}
-        self._forwards_in_flight = 0
-        self._read_index_in_flight = 0
+        #: index -> request, of what was proposed here in `_proposed_term`.
+        self._proposed: dict[int, Request] = {}
+        self._proposed_term = 0
+        #: index -> (term, request), of what was proposed here in earlier terms.
+        self._former: dict[int, list[tuple[int, Request]]] = {}
+        #: What the present leader owes an answer: Forwards, and reads by question.
+        self._forwards: set[int] = set()
+        self._asked: dict[int, list[Request]] = {}
+        self._last_question = 0
+        self._reads_under_way = 0
         #: The leader is not asked before this time: it could not be asked last time.
         self.retry_at = 0.0
         #: This node's state has all that was acknowledged anywhere by this time.
@@ -93,8 +105,8 @@ class Router:
     def write(
         self, data: bytes, done: Done[bytes], timeout_s: float, *, forwarded: bool = False
     ) -> None:
-        if len(data) > MAX_COMMAND_BYTES:
-            done(TooLarge(f"A command may have at most {MAX_COMMAND_BYTES} bytes."))
+        if refusal := _unusable(data):
+            done(refusal)
         else:
             queue = self._forwarded if forwarded else self._writes
             self._open(queue, data, done, timeout_s, forwarded)
@@ -119,19 +131,34 @@ class Router:
 
     # -- one turn ------------------------------------------------------------
 
+    def leader_changed(self) -> None:
+        """
+        There is another leader, or none.
+
+        Nobody waits for the former one any more: its host may be gone, and
+        then it takes a timeout to know.  Reads are asked again; what it may
+        have proposed is unknown until it answers.
+        """
+        self.retry_at = 0.0
+        self._forwards.clear()
+        asked, self._asked = self._asked, {}
+        for batch in asked.values():
+            self._read_again(batch)
+
     def hand_over(self, leader: IPeer | None, now: float) -> None:
         """Propose what is queued here, or send it to `leader`, or let it wait."""
+        may_read = self._reads and self._reads_under_way < MAX_READS_UNDER_WAY
         if self._raft.role is Role.LEADER:
             # While leadership is handed over, writes wait for who is next.
             if (self._writes or self._forwarded) and not self._raft.is_handing_over:
                 self._propose(now)
-            if self._reads:
+            if may_read:
                 batch = self._take_reads()
                 self.ask_read_index(partial(self._read_index_known, batch, now))
         else:
             if self._writes or self._forwarded:
                 self._forward_all(leader, now)
-            if self._reads:
+            if may_read:
                 self._ask_leader(leader, now)
 
     def expire(self, now: float, why_not: Callable[[], RaftdError]) -> None:
@@ -141,6 +168,10 @@ class Router:
             for queue in (self._writes, self._reads):
                 while queue and queue[0].state is State.ANSWERED:
                     queue.popleft()
+            if not len(self._requests):
+                # Of indexes that the log may not reach again for long.
+                self._proposed.clear()
+                self._former.clear()
 
     @property
     def waits_for_leader(self) -> bool:
@@ -162,83 +193,95 @@ class Router:
     # -- writes --------------------------------------------------------------
 
     def _propose(self, now: float) -> None:
-        batch = [r for r in (*self._writes, *self._forwarded) if r.state is State.QUEUED]
+        queued = deque((*self._writes, *self._forwarded))
         self._writes.clear()
         self._forwarded.clear()
-        if not batch:
-            return
+        while batch := _take_batch(queued):
+            self._propose_batch(batch, now)
+
+    def _propose_batch(self, batch: list[Request], now: float) -> None:
         try:
             term, first = self._raft.propose([r.data for r in batch], now)
         except Overloaded as e:
             for request in batch:
                 self._requests.answer(request, e)
             return
+        if term != self._proposed_term:
+            self._begin_term(term)
         for index, request in enumerate(batch, first):
             request.state = State.SENT
-            self._proposed[index] = (term, request)
+            self._proposed[index] = request
+
+    def _begin_term(self, term: int) -> None:
+        """This node leads anew, and may propose at indexes at which it did before."""
+        for index, request in self._proposed.items():
+            if request.state is not State.ANSWERED:
+                self._former.setdefault(index, []).append((self._proposed_term, request))
+        self._proposed_term, self._proposed = term, {}
 
     def applied(self, entry: Entry, result: bytes) -> None:
         """An entry has been applied: answer the request that stands at its index."""
-        proposed = self._proposed.pop(entry.index, None)
-        if proposed is None:
-            return
-        term, request = proposed
+        request = self._proposed.pop(entry.index, None)
+        if request is not None:
+            self._settle(self._proposed_term, request, entry, result)
+        if self._former:
+            for term, former in self._former.pop(entry.index, ()):
+                self._settle(term, former, entry, result)
+
+    def _settle(self, term: int, request: Request, entry: Entry, result: bytes) -> None:
+        """`request` was proposed in `term` at the index at which `entry` is applied."""
         if term == entry.term:
             self._requests.answer(request, result)
         else:
             self._queue_again(self._writes, request)
+            self._wake()
 
     def restored(self, index: int) -> None:
         """
         A snapshot has taken the place of everything up to `index`: what was
         proposed there may be part of it, or not.
         """
-        for proposed in [i for i in self._proposed if i <= index]:
-            _, request = self._proposed.pop(proposed)
+        replaced = [self._proposed.pop(i) for i in list(self._proposed) if i <= index]
+        for former in [i for i in self._former if i <= index]:
+            replaced += [request for _, request in self._former.pop(former)]
+        for request in replaced:
             self._requests.fail(request, OutcomeUnknown("A snapshot took its place."))
 
     def _forward_all(self, leader: IPeer | None, now: float) -> None:
         while self._forwarded:
             request = self._forwarded.popleft()
             self._requests.answer(request, NotLeader("This node is not the leader."))
-        while self._writes and leader and self._forwards_in_flight < MAX_FORWARDS_IN_FLIGHT:
-            batch = self._next_forward()
-            if batch:
-                self._forward(leader, batch, now)
-
-    def _next_forward(self) -> list[Request]:
-        batch: list[Request] = []
-        size = 0
-        while self._writes and len(batch) < MAX_FORWARD_COMMANDS:
-            request = self._writes[0]
-            if batch and size + len(request.data) > MAX_FORWARD_BYTES:
-                break
-            self._writes.popleft()
-            if request.state is State.QUEUED:
-                batch.append(request)
-                size += len(request.data)
-        return batch
+        # One that fails at once, or is answered so, comes back to the queue.
+        for _ in range(MAX_FORWARDS_IN_FLIGHT - len(self._forwards)):
+            if leader is None or self.retry_at > now:
+                return
+            batch = _take_batch(self._writes)
+            if not batch:
+                return
+            self._forward(leader, batch, now)
 
     def _forward(self, leader: IPeer, batch: list[Request], now: float) -> None:
         timeout_ms = max(1, int((batch[-1].deadline - now) * 1000))
         for request in batch:
             request.state = State.SENT
-        self._forwards_in_flight += 1
+        self._last_question = question = self._last_question + 1
+        self._forwards.add(question)
         forwarded = leader.forward([r.data for r in batch], timeout_ms)
         forwarded.addCallbacks(
-            partial(self._forward_answered, batch), partial(self._forward_failed, batch)
+            partial(self._forward_answered, question, batch),
+            partial(self._forward_failed, question, batch),
         )
         forwarded.addErrback(self._defect)
 
-    def _forward_failed(self, batch: list[Request], failure: Failure) -> None:
+    def _forward_failed(self, question: int, batch: list[Request], failure: Failure) -> None:
         failure.trap(RaftdError)
         reason = cast(RaftdError, failure.value)
-        self._forward_answered(batch, [reason] * len(batch))
+        self._forward_answered(question, batch, [reason] * len(batch))
 
     def _forward_answered(
-        self, batch: list[Request], outcomes: Sequence[bytes | RaftdError]
+        self, question: int, batch: list[Request], outcomes: Sequence[bytes | RaftdError]
     ) -> None:
-        self._forwards_in_flight -= 1
+        self._forwards.discard(question)
         for request, outcome in zip(batch, outcomes, strict=True):
             self._forward_ended(request, outcome)
         self._wake()
@@ -276,32 +319,39 @@ class Router:
             self._contexts[context] = use
 
     def read_index_known(self, context: int, read_index: int | None) -> None:
-        """The core's answer."""
-        self._contexts.pop(context)(read_index)
+        """The core's answer; None if this node no longer leads."""
+        use = self._contexts.pop(context, None)
+        if use is not None:
+            use(read_index)
+            if read_index is None:
+                self._wake()
 
     def _ask_leader(self, leader: IPeer | None, now: float) -> None:
         """One question for a read index serves all reads that wait (thesis 6.4)."""
-        if leader is None or self._read_index_in_flight >= MAX_READ_INDEX_IN_FLIGHT:
+        if leader is None or len(self._asked) >= MAX_READ_INDEX_IN_FLIGHT:
             return
         batch = self._take_reads()
-        self._read_index_in_flight += 1
+        self._last_question = question = self._last_question + 1
+        self._asked[question] = batch
         asked = leader.read_index(max(1, int((batch[-1].deadline - now) * 1000)))
-        asked.addBoth(partial(self._leader_answered, batch, now))
+        asked.addBoth(partial(self._leader_answered, question, now))
         asked.addErrback(self._defect)
 
     def _take_reads(self) -> list[Request]:
         batch = list(self._reads)
         self._reads.clear()
+        self._reads_under_way += len(batch)
         return batch
 
-    def _leader_answered(
-        self, batch: list[Request], asked_at: float, result: int | Failure
-    ) -> None:
-        self._read_index_in_flight -= 1
+    def _leader_answered(self, question: int, asked_at: float, result: int | Failure) -> None:
+        batch = self._asked.pop(question, None)
         if isinstance(result, Failure):
             result.trap(RaftdError)
+        if batch is None:
+            return  # asked of another leader since
+        if isinstance(result, Failure):
             self.retry_at = self._clock.seconds() + RETRY_DELAY_S
-            self._read_index_known(batch, asked_at, None)
+            self._read_again(batch)
         else:
             self._read_index_known(batch, asked_at, result)
         self._wake()
@@ -311,12 +361,50 @@ class Router:
     ) -> None:
         """Answer the reads once the index is applied; without one, they wait again."""
         if read_index is None:
-            for request in batch:
-                self._queue_again(self._reads, request)
+            self._read_again(batch)
         else:
             self._when_applied(read_index, partial(self._answer_reads, batch, asked_at))
 
+    def _read_again(self, batch: list[Request]) -> None:
+        self._reads_under_way -= len(batch)
+        for request in batch:
+            self._queue_again(self._reads, request)
+
     def _answer_reads(self, batch: list[Request], asked_at: float) -> None:
         self.fresh_at = max(self.fresh_at, asked_at)
+        self._reads_under_way -= len(batch)
         for request in batch:
             self._requests.answer(request, None)
+        if self._reads:
+            self._wake()  # they may have waited for these
+
+
+def _unusable(data: bytes) -> RaftdError | None:
+    """
+    Why `data` must not get into the log; None if it may.
+
+    What is no command would stop every node that applies it, and stop it
+    again after every restart.
+    """
+    if len(data) > MAX_COMMAND_BYTES:
+        return TooLarge(f"A command may have at most {MAX_COMMAND_BYTES} bytes.")
+    try:
+        decode_command(data)
+    except ProtocolViolation as e:
+        return BadRequest(f"The command cannot be read: {e}.")
+    return None
+
+
+def _take_batch(queue: deque[Request]) -> list[Request]:
+    """From the front of `queue`: requests that are still open, within the bounds of a batch."""
+    batch: list[Request] = []
+    size = 0
+    while queue and len(batch) < MAX_BATCH_COMMANDS:
+        request = queue[0]
+        if batch and size + len(request.data) > MAX_BATCH_BYTES:
+            break
+        queue.popleft()
+        if request.state is State.QUEUED:
+            batch.append(request)
+            size += len(request.data)
+    return batch

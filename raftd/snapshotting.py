@@ -16,7 +16,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.applier import Applier
-from raftd.core.messages import Entry, InstallSnapshot, InstallSnapshotResponse, MemberId
+from raftd.core.messages import (
+    MAX_SNAPSHOT_PIECE_BYTES,
+    Entry,
+    InstallSnapshot,
+    InstallSnapshotResponse,
+    MemberId,
+)
 from raftd.core.raft import Raft
 from raftd.core.ready import Piece
 from raftd.core.snapshot import SnapshotMetadata
@@ -41,8 +47,6 @@ SLICE_S = 0.001
 MAX_PENDING_BYTES = 4 << 20
 #: How long it pauses.
 PAUSE_S = 0.005
-#: What one InstallSnapshot carries; one is in flight for each peer.
-PIECE_BYTES = 256 << 10
 #: How often a snapshot is sent again from the beginning before it is given up,
 #: until the member shows a sign of life again.
 MAX_RESTARTS = 3
@@ -205,7 +209,7 @@ class Snapshotter:
         offset = restarts = 0
         metadata = reader.metadata
         while restarts <= MAX_RESTARTS:
-            data = await reader.read(offset, PIECE_BYTES)
+            data = await reader.read(offset, MAX_SNAPSHOT_PIECE_BYTES)
             if not self._leads_in(term):
                 return False
             response = await peer.send(

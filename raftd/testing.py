@@ -431,17 +431,18 @@ class Cluster(Generic[Machine]):
         return [n for n, node in self.nodes.items() if node.status().role == Role.LEADER.value]
 
     def await_leader(self, among: Iterable[str] | None = None) -> str:
-        """Let time pass until one leader is followed by all of `among`; its name."""
+        """Let time pass until one of `among` leads and all of them follow it; its name."""
         names = list(self.nodes if among is None else among)
+        found: list[str] = []
 
         def agreed() -> bool:
-            followed = {self.nodes[name].status().leader for name in names}
-            return len(followed) == 1 and None not in followed
+            statuses = [self.nodes[name].status() for name in names]
+            found[:] = [s.member.name for s in statuses if s.role == Role.LEADER.value]
+            followed = {None if s.leader is None else s.leader.name for s in statuses}
+            return followed == set(found)
 
         self.advance_until(agreed)
-        leader = self.nodes[names[0]].status().leader
-        assert leader is not None
-        return leader.name
+        return found[0]
 
     def await_agreement(self) -> None:
         """Let time pass until all nodes have applied everything that any has in its log."""

@@ -1,0 +1,807 @@
+"""
+The node's driver in a cluster in memory: leaders, disks, reads, members, and stopping.
+
+Numbers in names are those of the list of defects that other systems have shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.applier import APPLY_SLICE_S, Applier
+from raftd.core.messages import (
+    Command,
+    Entry,
+    EntryKind,
+    Heartbeat,
+    Member,
+    RequestVote,
+    Response,
+    encode_command,
+)
+from raftd.core.settings import Settings
+from raftd.errors import (
+    DidNotHappen,
+    InvariantViolated,
+    NoLeader,
+    NoQuorum,
+    NotCaughtUp,
+    NotLeader,
+    OutcomeUnknown,
+    PeerUnreachable,
+    RaftdError,
+    Stopped,
+    StorageFailed,
+)
+from raftd.interfaces import PutResult, Value
+from raftd.joining import become_voter
+from raftd.kv.database import Database
+from raftd.kv.store import Store
+from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, SlowJournal, command
+from raftd.testing import Cluster
+
+HEARTBEAT_S = 0.1
+ELECTION_S = 0.6
+REQUEST_S = 5.0
+SETTINGS = Settings(heartbeat_interval_ms=100, election_timeout_ms=600)
+
+
+class LeaderTests(ClusterTestCase):
+    def test_12_leader_without_quorum_steps_down_and_says_so(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.partition([leader], others)
+        pending = self.propose(cluster, leader, b"pending")
+        cluster.advance(ELECTION_S + HEARTBEAT_S)
+        self.assertNotEqual(cluster.nodes[leader].status().role, "leader")
+        self.assertFalse(pending.given, "it is still possible that it happens")
+
+        late = self.propose(cluster, leader, b"late")
+        read = self.read(cluster, leader)
+        cluster.advance(REQUEST_S + 0.01)
+        self.assertOutcome(pending, OutcomeUnknown)
+        self.assertOutcome(late, NoQuorum)
+        self.assertOutcome(read, NoQuorum)
+        self.assertIn("1 of 3 voters", str(late.outcome))
+
+    def test_20_replication_starts_at_once(self) -> None:
+        settings = Settings(heartbeat_interval_ms=1000, election_timeout_ms=6000)
+        cluster, leader, (follower, _) = self.led(3, Journal, settings=settings)
+        for name in (leader, follower):
+            began = cluster.clock.seconds()
+            answer = self.propose(cluster, name, b"now")
+            cluster.advance(0.02)
+            self.assertTrue(answer.given, f"not within 20 ms of {began}, through {name}")
+            self.assertIsInstance(answer.outcome, bytes)
+        cluster.advance(0.02)
+        for name, machine in cluster.machines.items():
+            self.assertEqual(machine.operations, [b"now", b"now"], name)
+
+    def test_21_single_node_waits_for_its_own_flush(self) -> None:
+        cluster, leader, _ = self.led(1, Journal)
+        log = cluster.logs[leader]
+        log.delay_seconds = None
+        write = self.propose(cluster, leader, b"w")
+        cluster.advance(2.0)
+        self.assertEqual(log.unflushed, 1)
+        self.assertFalse(write.given)
+        self.assertEqual(cluster.machines[leader].operations, [])
+
+        log.flush()
+        cluster.advance(0.001)
+        self.assertEqual(write.outcome, b"1")
+
+    def test_large_application_is_cut_into_slices(self) -> None:
+        """The pieces of 53: heartbeats go on, and reads wait for the whole of it."""
+        self._apply_slowly(steps=500, leaders=1)
+
+    def test_53_without_slices_the_leader_would_be_lost(self) -> None:
+        """The same work in one piece, to show that the test before can fail."""
+        self.patch(SlowJournal, "step_s", 1.0)
+        self._apply_slowly(steps=1, leaders=2)
+
+    def _apply_slowly(self, steps: int, leaders: int) -> None:
+        cluster, leader, (follower, _) = self.led(3, SlowJournal, request_timeout_s=30.0)
+        for machine in cluster.machines.values():
+            machine.clock = cluster.clock
+            machine.steps = steps
+        term = cluster.nodes[leader].status().term
+        slow = self.propose(cluster, follower, b"slow")
+        cluster.advance(0.01)
+        read = self.read(cluster, follower)
+        cluster.advance_until(lambda: slow.given and read.given)
+        self.assertIsInstance(slow.outcome, bytes)
+        cluster.await_agreement()
+        cluster.await_leader()
+        terms = {node.status().term for node in cluster.nodes.values()}
+        self.assertEqual(terms == {term}, leaders == 1, "whether leadership was kept")
+
+    def test_nothing_spins(self) -> None:
+        """A node that can do nothing does nothing, and waits for what is due."""
+
+        def calls_a_second(cluster: Cluster[Any]) -> float:
+            count = 0
+            call_later = cluster.clock.callLater
+
+            def counting(*args: Any, **kwargs: Any) -> Any:
+                nonlocal count
+                count += 1
+                return call_later(*args, **kwargs)
+
+            cluster.clock.callLater = counting  # type: ignore[method-assign]
+            cluster.advance(4.0)
+            cluster.clock.callLater = call_later  # type: ignore[method-assign]
+            return count / 4.0
+
+        cluster, leader, (one, other) = self.led(3, Journal, request_timeout_s=10.0)
+        self.assertLess(calls_a_second(cluster), 400, "idle")
+        cluster.partition([leader], [one, other])
+        for name in cluster.nodes:
+            self.propose(cluster, name, b"w")
+            self.read(cluster, name)
+        self.assertLess(calls_a_second(cluster), 800, "the leader is cut off")
+        cluster.partition([one], [other])
+        for name in cluster.nodes:
+            self.propose(cluster, name, b"w")
+            self.read(cluster, name)
+        self.assertLess(calls_a_second(cluster), 800, "everybody is alone")
+
+
+class DiskTests(ClusterTestCase):
+    def test_47_failed_flush_stops_the_node(self) -> None:
+        alone = Alone(1)
+        alone.advance(0.01)
+        self.assertEqual(alone.node.status().role, "leader")
+        again: list[object] = []
+        pending: Answer[bytes] = Answer(
+            lambda _: alone.node.propose(command(b"again"), again.append)
+        )
+        alone.log.fail()
+        alone.node.propose(command(b"w"), pending)
+        read = alone.read()
+        alone.turn()
+        writes = len(alone.log.writes)
+        self.assertOutcome(pending, OutcomeUnknown)
+        self.assertIsInstance(again[0], Stopped)
+        self.assertEqual(len(alone.fatal), 1)
+        self.assertIsInstance(alone.fatal[0], StorageFailed)
+        self.assertIs(alone.read().outcome.__class__, Stopped)
+        alone.propose(b"more")
+        alone.advance(10.0)
+        self.assertEqual(len(alone.log.writes), writes, "something was written afterwards")
+        self.assertEqual(len(alone.fatal), 1)
+        self.assertEqual(len(read.outcomes), 1)
+        self.assertEqual(alone.clock.getDelayedCalls(), [])
+
+    def test_47_the_others_go_on(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.logs[leader].fail()
+        pending = self.propose(cluster, leader, b"w")
+        cluster.advance(0.01)
+        self.assertOutcome(pending, OutcomeUnknown)
+        self.assertIsInstance(cluster.fatal[leader], StorageFailed)
+        cluster.await_leader(others)
+        self.written(cluster, others[0], b"next")
+
+    def test_50_no_acknowledged_write_is_lost_when_all_crash(self) -> None:
+        for seed in range(40):
+            self._crash_all(seed)
+
+    def _crash_all(self, seed: int) -> None:
+        cluster, _, _ = self.led(3, Journal, seed=seed)
+        writes: dict[bytes, Answer[bytes]] = {}
+        number = 0
+        for _ in range(3):
+            for _ in range(cluster.random.randrange(1, 40)):
+                name = cluster.random.choice(sorted(cluster.nodes))
+                operation = b"%d" % number
+                number += 1
+                writes[operation] = self.propose(cluster, name, operation)
+                cluster.advance(cluster.random.random() * 0.002)
+            for name in list(cluster.nodes):
+                kept = cluster.random.randrange(cluster.logs[name].unflushed + 1)
+                cluster.crash(name, kept=kept)
+            for name in cluster.members:
+                cluster.restart(name)
+            cluster.await_leader()
+            cluster.await_agreement()
+            self._check(seed, cluster, writes)
+
+    def _check(
+        self, seed: int, cluster: Cluster[Journal], writes: dict[bytes, Answer[bytes]]
+    ) -> None:
+        journals = [machine.operations for machine in cluster.machines.values()]
+        self.assertTrue(all(journal == journals[0] for journal in journals))
+        self.assertEqual(len(set(journals[0])), len(journals[0]), f"twice, seed {seed}")
+        for operation, answer in writes.items():
+            if isinstance(answer.outcome, bytes):
+                self.assertIn(operation, journals[0], f"lost, seed {seed}")
+                self.assertEqual(journals[0][int(answer.outcome) - 1], operation)
+            elif isinstance(answer.outcome, DidNotHappen):
+                self.assertNotIn(operation, journals[0], f"it happened, seed {seed}")
+
+
+class ReadTests(ClusterTestCase):
+    def test_24_27_read_waits_for_the_replay_after_a_restart_of_all(self) -> None:
+        cluster, leader, _ = self.led(3, SlowJournal)
+        for machine in cluster.machines.values():
+            machine.clock = cluster.clock
+        for operation in (b"a", b"slow", b"last"):
+            self.written(cluster, leader, operation)
+        cluster.await_agreement()
+        for name in list(cluster.nodes):
+            cluster.crash(name)
+        for name in cluster.members:
+            cluster.restart(name)
+            cluster.machines[name].clock = cluster.clock
+            cluster.machines[name].steps = 200
+        cluster.await_leader()
+        reads = {name: self.read(cluster, name) for name in cluster.nodes}
+        seen: dict[str, bool] = {}
+        while len(seen) < 3:
+            cluster.advance(0.001)
+            for name, answer in reads.items():
+                if answer.given and name not in seen:
+                    self.assertIsNone(answer.outcome)
+                    operations = cluster.machines[name].operations
+                    self.assertEqual(operations, [b"a", b"slow", b"last"], name)
+                    seen[name] = True
+
+    def test_24_read_sees_what_another_node_has_acknowledged(self) -> None:
+        cluster, leader, (one, other) = self.led(3, Store)
+        databases = {
+            name: Database(cluster.nodes[name], cluster.machines[name])
+            for name in (leader, one, other)
+        }
+        # The follower that is read from hears of commits late.
+        cluster.logs[other].delay_seconds = 0.05
+        for i in range(10):
+            put: Answer[PutResult] = Answer()
+            databases[one].put(b"k", b"%d" % i, put)
+            cluster.advance_until(lambda put=put: put.given)  # type: ignore[misc]
+            got: Answer[Value | None] = Answer()
+            databases[other].get(b"k", True, got)
+            cluster.advance_until(lambda got=got: got.given)  # type: ignore[misc]
+            self.assertIsInstance(got.outcome, Value)
+            assert isinstance(got.outcome, Value)
+            self.assertEqual(got.outcome.value, b"%d" % i)
+
+    def test_24_deposed_leader_confirms_no_read(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.partition([leader], others)
+        new = cluster.await_leader(others)
+        self.written(cluster, new, b"newer")
+        # It may not know yet that it has been deposed.
+        read = self.read(cluster, leader)
+        cluster.advance(1.0)
+        self.assertFalse(read.given)
+        cluster.heal()
+        cluster.advance_until(lambda: read.given)
+        self.assertIsNone(read.outcome)
+        self.assertEqual(cluster.machines[leader].operations, [b"newer"])
+
+    def test_reads_of_a_lost_leader_are_asked_of_the_next(self) -> None:
+        """A host that is gone says nothing, and nobody waits until that times out."""
+        cluster, leader, (one, other) = self.led(3, Journal)
+        cluster.crash(leader, power_lost=True)
+        reads = []
+        for _ in range(10):
+            reads.append(self.read(cluster, one))
+            cluster.advance(0.01)
+        cluster.await_leader([one, other])
+        cluster.advance(0.2)
+        for read in reads:
+            self.assertTrue(read.given)
+            self.assertIsNone(read.outcome)
+
+    def test_lost_reads_are_asked_again(self) -> None:
+        """A leader that is deposed with reads in hand brings them to its successor."""
+        settings = Settings(heartbeat_interval_ms=1000, election_timeout_ms=6000)
+        alone = Alone(3, settings=settings, request_timeout_s=30.0)
+        alone.advance(12.0)  # it stands for election, and nobody answers
+        vote = alone.transport.peers[2].sent[-1]
+        self.assertEqual(type(vote[0]).__name__, "PreVote")
+        read = alone.read()
+        alone.heartbeat(3, term=5)
+        self.assertEqual(len(alone.transport.peers[3].asked), 1)
+        alone.heartbeat(2, term=6)
+        self.assertEqual(len(alone.transport.peers[2].asked), 1)
+        # The answer of the former leader counts for nothing now.
+        alone.transport.peers[3].asked[0].callback(0)
+        self.assertFalse(read.given)
+        alone.transport.peers[2].asked[0].callback(0)
+        self.assertIsNone(read.outcome)
+
+
+class OutcomeTests(ClusterTestCase):
+    """What is told to whom: it happened, it did not, or that is unknown."""
+
+    def test_30_unknown_is_an_answer_of_its_own(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.partition([leader], others)
+        write = self.propose(cluster, leader, b"w")
+        read = self.read(cluster, leader)
+        cluster.advance(REQUEST_S - 0.01)
+        self.assertFalse(write.given)
+        cluster.advance(0.02)
+        self.assertOutcome(write, OutcomeUnknown)
+        self.assertOutcome(read, DidNotHappen)
+
+    def test_30_forwarded_write_whose_leader_is_gone(self) -> None:
+        for power_lost, patience_s in ((False, 0.01), (True, REQUEST_S + 0.01)):
+            cluster, leader, (follower, _) = self.led(3, Journal)
+            cluster.network.min_delay_s = cluster.network.max_delay_s = 0.001
+            write = self.propose(cluster, follower, b"w")
+            read = self.read(cluster, follower)
+            # It has arrived there, and nobody else has it.
+            cluster.advance(0.0015)
+            cluster.crash(leader, power_lost=power_lost)
+            cluster.advance(patience_s)
+            self.assertOutcome(write, OutcomeUnknown)
+            cluster.advance(REQUEST_S)
+            self.assertIsNone(read.outcome)
+
+    def test_30_nothing_is_unknown_that_was_only_queued(self) -> None:
+        cluster, leader, (one, other) = self.led(3, Journal)
+        cluster.crash(leader)
+        cluster.crash(other)
+        cluster.advance(0.02)
+        began = cluster.clock.seconds()
+        write = self.propose(cluster, one, b"w")
+        read = self.read(cluster, one)
+        cluster.advance(REQUEST_S - 0.01)
+        self.assertFalse(write.given or read.given, "it waits for a leader")
+        cluster.advance_until(lambda: write.given and read.given)
+        self.assertLess(cluster.clock.seconds() - began, REQUEST_S + 0.02)
+        self.assertOutcome(write, NoQuorum)
+        self.assertOutcome(read, NoQuorum)
+        cluster.restart(leader)
+        cluster.restart(other)
+        cluster.await_leader()
+        self.written(cluster, one, b"later")
+        cluster.await_agreement()
+        self.assertEqual(cluster.machines[one].operations, [b"later"])
+
+    def test_without_a_leader_although_all_are_there(self) -> None:
+        cluster = Cluster(3, Journal)
+        for log in cluster.logs.values():
+            log.delay_seconds = None  # nobody's vote is ever durable
+        write = self.propose(cluster, "n1", b"w")
+        cluster.advance(REQUEST_S + 0.01)
+        self.assertOutcome(write, NoLeader)
+        self.assertNotIsInstance(write.outcome, NoQuorum)
+
+    def test_two_members_with_one_down(self) -> None:
+        for leader_survives in (True, False):
+            cluster, leader, (follower,) = self.led(2, Store)
+            survivor, lost = (leader, follower) if leader_survives else (follower, leader)
+            database = Database(cluster.nodes[survivor], cluster.machines[survivor])
+            put: Answer[PutResult] = Answer()
+            database.put(b"k", b"v", put)
+            cluster.advance_until(lambda put=put: put.given)  # type: ignore[misc]
+            cluster.await_agreement()
+            cluster.crash(lost, power_lost=True)
+            at_once: Answer[PutResult] = Answer()
+            database.put(b"k", b"at once", at_once)
+            cluster.advance(3.0)
+            later: Answer[PutResult] = Answer()
+            database.put(b"k", b"later", later)
+            local: Answer[Value | None] = Answer()
+            database.get(b"k", False, local)
+            assert isinstance(local.outcome, Value)
+            self.assertEqual(local.outcome.value, b"v")
+            cluster.advance(REQUEST_S - 3.0 + 0.01)
+            self.assertOutcome(at_once, OutcomeUnknown)
+            cluster.advance(3.0)
+            self.assertOutcome(later, NoQuorum)
+
+    def test_superseded_writes_are_queued_again_and_happen_once(self) -> None:
+        settings = Settings(heartbeat_interval_ms=1000, election_timeout_ms=6000)
+        cluster, leader, others = self.led(3, Journal, settings=settings, request_timeout_s=60)
+        cluster.partition([leader], others)
+        pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(3)]
+        new = cluster.await_leader(others)
+        for i in range(3):
+            self.written(cluster, new, b"n%d" % i)
+        self.assertFalse(any(answer.given for answer in pending))
+        cluster.heal()
+        journal = cluster.machines[leader].operations
+        cluster.advance_until(lambda: len(journal) >= 3)
+        # Not a heartbeat later: at once.
+        cluster.advance(0.05)
+        for answer in pending:
+            self.assertIsInstance(answer.outcome, bytes)
+        cluster.await_agreement()
+        for machine in cluster.machines.values():
+            self.assertEqual(machine.operations[:3], [b"n0", b"n1", b"n2"])
+            self.assertEqual(sorted(machine.operations[3:]), [b"p0", b"p1", b"p2"])
+
+    def test_superseded_by_the_same_node_in_a_later_term(self) -> None:
+        """
+        A deposed leader is elected again before its old proposals are
+        superseded, and proposes others at their indexes.
+        """
+        elected_again = 0
+        for seed in range(20):
+            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_s=60)
+            base = cluster.nodes[leader].status().last_index
+            cluster.partition([leader], others)
+            pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(6)]
+            new = cluster.await_leader(others)
+            cluster.heal()
+            # Its entries are cut off, and the new leader's no-op is in their place.
+            old = cluster.nodes[leader]
+            while old.status().last_index != base + 1:
+                cluster.advance(0.0005)
+            self.assertFalse(any(answer.given for answer in pending))
+            # As long as that one leads: what is sent there now would be unknown.
+            old._router.retry_at = cluster.clock.seconds() + 60
+            cluster.crash(new)
+            next_leader = cluster.await_leader()
+            elected_again += next_leader == leader
+            cluster.advance(0.3)
+            for answer in pending:
+                self.assertTrue(answer.given, f"lost, seed {seed}, leader {next_leader}")
+                self.assertIsInstance(answer.outcome, bytes)
+            operations = sorted(cluster.machines[leader].operations)
+            self.assertEqual(operations, [b"p%d" % i for i in range(6)])
+        self.assertGreater(elected_again, 3, "the case that this is about never came")
+
+    def test_elected_again_with_its_log_intact(self) -> None:
+        """What it had proposed in the earlier term happens, and happens once."""
+        for seed in range(10):
+            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_s=60)
+            for name in others:
+                cluster.crash(name)
+            pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(6)]
+            term = cluster.nodes[leader].status().term
+            cluster.advance_until(lambda c=cluster: not c.leaders())  # type: ignore[misc]
+            cluster.restart(others[0])
+            self.assertEqual(cluster.await_leader(), leader, "the other is not up to date")
+            cluster.restart(others[1])
+            self.assertGreater(cluster.nodes[leader].status().term, term)
+            # Proposed in the new term, behind what it has kept.
+            more = [self.propose(cluster, leader, b"m%d" % i) for i in range(3)]
+            cluster.await_agreement()
+            self.assertEqual([a.outcome for a in pending], [b"%d" % i for i in range(1, 7)])
+            self.assertEqual([a.outcome for a in more], [b"7", b"8", b"9"])
+            for machine in cluster.machines.values():
+                self.assertEqual(len(machine.operations), 9)
+
+    def test_forwarded_request_is_never_forwarded_again(self) -> None:
+        cluster, leader, (one, other) = self.led(3, Journal)
+        failed = self.failureResultOf(
+            cluster.nodes[one].forwarded([command(b"w")], 1000), NotLeader
+        )
+        self.assertIsInstance(failed.value, NotLeader)
+        # Taken on by a leader, which is deposed before it has proposed it.
+        term = cluster.nodes[leader].status().term
+        outcomes = cluster.nodes[leader].forwarded([command(b"w"), command(b"x")], 1000)
+        last = cluster.nodes[leader].status().last_index
+        other_id = cluster.members[other].id
+        cluster.nodes[leader].receive(other_id, RequestVote(term + 1, last, term, True))
+        cluster.advance(0.02)
+        for outcome in self.successResultOf(outcomes):
+            self.assertIsInstance(outcome, NotLeader)
+        cluster.await_leader()
+        cluster.await_agreement()
+        self.assertEqual(cluster.machines[one].operations, [])
+
+
+class MembershipTests(ClusterTestCase):
+    def _joined(self, cluster: Cluster[Journal], name: str, through: str) -> Member:
+        cluster.start_joiner(name)
+        member = cluster.members[name]
+        found = cluster.result(cluster.nodes[through].join(member, 5000))
+        self.assertIn(member, found.learners)
+        return member
+
+    def test_39_join_through_a_follower(self) -> None:
+        cluster, _, (follower, _) = self.led(3, Journal)
+        self.written(cluster, follower, b"before")
+        self._joined(cluster, "n4", follower)
+        cluster.advance_until(lambda: cluster.nodes["n4"].status().applied_index > 0)
+        self.assertEqual(cluster.nodes["n4"].status().role, "learner")
+        self.assertFalse(cluster.nodes["n4"].is_settled_voter)
+        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n4"])))
+        self.assertTrue(cluster.nodes["n4"].is_settled_voter)
+        self.assertEqual(cluster.machines["n4"].operations, [b"before"])
+        self.written(cluster, "n4", b"after")
+
+    def test_40_joining_again_changes_nothing(self) -> None:
+        cluster, leader, (follower, _) = self.led(3, Journal)
+        member = self._joined(cluster, "n4", follower)
+        cluster.await_agreement()
+        last = cluster.nodes[leader].status().last_index
+        for name in (leader, follower):
+            found = cluster.result(cluster.nodes[name].join(member, 5000))
+            self.assertEqual(found.learners, (member,))
+        joiner = cluster.nodes["n4"]
+        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
+        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
+        cluster.await_agreement()
+        self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
+        cluster.crash("n4")
+        cluster.restart("n4")
+        cluster.await_agreement()
+        self.assertTrue(cluster.nodes["n4"].is_settled_voter)
+        found = cluster.result(cluster.nodes[follower].join(member, 5000))
+        self.assertIn(member, found.voters)
+        self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
+
+    def test_joiner_that_gave_up_counts_for_no_quorum(self) -> None:
+        cluster, leader, _ = self.led(1, Journal)
+        self._joined(cluster, "n2", leader)
+        cluster.crash("n2", power_lost=True)
+        self.written(cluster, leader, b"alone")
+        cluster.restart("n2")
+        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n2"])))
+        self.assertEqual(cluster.machines["n2"].operations, [b"alone"])
+
+    def test_joiner_that_lags_a_little_becomes_a_voter_under_load(self) -> None:
+        """Its disk is slower than the others', so it never has applied all it knows of."""
+        cluster, leader, _ = self.led(3, Journal)
+        self._joined(cluster, "n4", leader)
+        joiner = cluster.nodes["n4"]
+        cluster.logs["n4"].delay_seconds = 0.03
+        voter = Deferred.fromCoroutine(become_voter(cluster.clock, joiner))
+        for i in range(2000):
+            self.propose(cluster, leader, b"%d" % i)
+            cluster.advance(0.002)
+            if voter.called:
+                break
+        self.assertTrue(voter.called, "four seconds of load, and no voter")
+        self.successResultOf(voter)
+
+    def test_change_without_a_quorum_ends_in_time(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.start_joiner("n4")
+        cluster.partition([leader], others)
+        joined = cluster.nodes[leader].join(cluster.members["n4"], 2000)
+        failed: list[Any] = []
+        joined.addErrback(failed.append)
+        cluster.advance(1.9)
+        self.assertEqual(failed, [])
+        cluster.advance(0.2)
+        self.assertEqual(len(failed), 1)
+        self.assertIsInstance(failed[0].value, RaftdError)
+
+    def test_promotion_is_refused_to_who_is_far_behind(self) -> None:
+        cluster, leader, _ = self.led(1, Journal)
+        cluster.start_joiner("n2")
+        cluster.cut_off = None  # type: ignore[attr-defined]
+        cluster.partition(["n1"], ["n2"])
+        cluster.result(cluster.nodes[leader].join(cluster.members["n2"], 5000))
+        for i in range(1100):
+            self.propose(cluster, leader, b"%d" % i)
+        cluster.advance(0.1)
+        refused = cluster.nodes[leader].promote(2, 5000)
+        self.failureResultOf(refused, NotCaughtUp)
+
+    def test_status_of_leader_follower_and_learner(self) -> None:
+        cluster, leader, (follower, _) = self.led(3, Journal)
+        self._joined(cluster, "n4", follower)
+        cluster.await_agreement()
+        cluster.advance(0.2)
+        status = cluster.nodes[leader].status()
+        self.assertEqual(status.role, "leader")
+        self.assertEqual(status.leader, cluster.members[leader])
+        self.assertEqual([m.member.name for m in status.members], ["n1", "n2", "n3", "n4"])
+        self.assertEqual([m.role for m in status.members], ["voter"] * 3 + ["learner"])
+        last = status.last_index
+        for seen in status.members:
+            self.assertEqual((seen.match_index, seen.next_index), (last, last + 1))
+            assert seen.last_contact_ms is not None
+            self.assertLess(seen.last_contact_ms, 150)
+        learner = cluster.nodes["n4"].status()
+        self.assertEqual(learner.role, "learner")
+        self.assertEqual(learner.leader, cluster.members[leader])
+        self.assertIsNone(learner.members[0].match_index)
+        self.assertEqual(learner.applied_index, last)
+
+
+class StopTests(ClusterTestCase):
+    def test_stop_answers_everything_once(self) -> None:
+        cluster, leader, (follower, other) = self.led(3, Journal)
+        cluster.partition([leader], [follower], [other])
+        sent = self.propose(cluster, leader, b"sent")
+        forwarded = self.propose(cluster, follower, b"forwarded")
+        reads = [self.read(cluster, leader), self.read(cluster, follower)]
+        cluster.start_joiner("n4")
+        changes = [
+            cluster.nodes[name].join(cluster.members["n4"], 5000) for name in (leader, follower)
+        ]
+        ends: list[Any] = []
+        for change in changes:
+            change.addBoth(ends.append)
+        cluster.advance(0.01)
+        self.assertEqual(ends, [])
+        queued = self.propose(cluster, leader, b"queued")
+        asked = cluster.nodes[leader].forwarded([command(b"of a peer")], 5000)
+        index = cluster.nodes[leader].forwarded_read(5000)
+        for name in (leader, follower):
+            cluster.stop(name)
+        self.assertOutcome(sent, OutcomeUnknown)
+        self.assertOutcome(forwarded, OutcomeUnknown)
+        self.assertOutcome(queued, Stopped)
+        for read in reads:
+            self.assertOutcome(read, DidNotHappen)
+        self.assertEqual(len(ends), 2)
+        for end in ends:
+            end.trap(RaftdError)
+        self.assertIsInstance(self.successResultOf(asked)[0], Stopped)
+        self.failureResultOf(index, NotLeader, Stopped)
+
+    def test_stopped_node_takes_nothing_on(self) -> None:
+        alone = Alone(1)
+        alone.advance(0.01)
+        self.assertEqual(alone.node.status().role, "leader")
+        self.successResultOf(alone.node.stop())
+        self.assertOutcome(alone.propose(b"w"), Stopped)
+        self.assertOutcome(alone.read(), Stopped)
+        self.failureResultOf(alone.node.receive(2, Heartbeat(1, 0, 0)), Stopped)
+        self.failureResultOf(alone.node.forwarded([command(b"w")], 1000), NotLeader, Stopped)
+        self.failureResultOf(alone.node.forwarded_read(1000), NotLeader, Stopped)
+        self.failureResultOf(alone.node.join(Member(9, "n9"), 1000), Stopped)
+        self.failureResultOf(alone.node.promote(9, 1000), Stopped)
+        self.assertEqual(alone.clock.getDelayedCalls(), [])
+
+    def test_stop_from_within_an_answer(self) -> None:
+        """Whoever is answered may stop the node in the middle of its turn."""
+        for kind in ("write", "read", "refused"):
+            alone = Alone(1)
+            alone.advance(0.01)
+            stopped: list[Deferred[Any]] = []
+            answer: Answer[Any] = Answer(partial(self._stop, alone, stopped))
+            others: list[Answer[Any]] = []
+            if kind == "write":
+                alone.node.propose(command(b"w"), answer)
+                others = [alone.propose(b"x"), alone.read()]
+            elif kind == "read":
+                alone.node.read(answer)
+                others = [alone.read(), alone.propose(b"x")]
+            else:
+                self.patch(alone.node._raft.leadership, "_uncommitted_bytes", 1 << 30)
+                alone.node.propose(command(b"w"), answer)
+                others = [alone.propose(b"x"), alone.read()]
+            alone.turn()
+            alone.log.flush()
+            alone.turn()
+            self.assertTrue(answer.given, kind)
+            self.successResultOf(stopped[0])
+            for other in others:
+                self.assertTrue(other.given, kind)
+            self.assertEqual(alone.fatal, [], kind)
+            self.assertEqual(alone.clock.getDelayedCalls(), [], kind)
+            self.assertEqual(self.flushLoggedErrors(), [], kind)
+
+    def _stop(self, alone: Alone, stopped: list[Deferred[Any]], _: object) -> None:
+        stopped.append(alone.node.stop())
+
+    def test_state_machine_that_raises_stops_the_node(self) -> None:
+        class Broken(Journal):
+            def apply(self, index: int, time_ms: int, command: Command) -> bytes:
+                raise ZeroDivisionError("it cannot")
+
+        alone = Alone(1, Broken())
+        alone.advance(0.01)
+        write, read = alone.propose(b"w"), alone.read()
+        alone.advance(0.01)
+        self.assertOutcome(write, OutcomeUnknown)
+        self.assertEqual(len(read.outcomes), 1)
+        self.assertEqual(len(alone.fatal), 1)
+        self.assertIsInstance(alone.fatal[0], InvariantViolated)
+        self.assertIn("it cannot", str(alone.fatal[0]))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_state_machine_without_a_result_stops_the_node(self) -> None:
+        """Rather than being given the same command again and again."""
+
+        class Forgetful(Journal):
+            def apply(
+                self, index: int, time_ms: int, command: Command
+            ) -> Generator[None, None, bytes]:
+                self.operations.append(command.operation)
+                if len(self.operations) > 100:
+                    raise AssertionError("applied over and over")
+                yield
+                return None  # type: ignore[return-value]
+
+        machine = Forgetful()
+        alone = Alone(1, machine)
+        alone.advance(0.01)
+        write = alone.propose(b"w")
+        alone.advance(0.01)
+        self.assertOutcome(write, OutcomeUnknown)
+        self.assertEqual(machine.operations, [b"w"])
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_defect_in_any_input_stops_the_node(self) -> None:
+        """An input that was half taken leaves a core that nobody can trust."""
+        for name in ("persisted", "receive_request", "receive_response"):
+            alone = Alone(2)
+
+            def broken(*_: object) -> None:
+                raise ZeroDivisionError("a defect")
+
+            alone.advance(1.3)  # it asks for a pre-vote
+            (_, answer) = alone.transport.peers[2].sent[-1]
+            self.patch(alone.node._raft, name, broken)
+            if name == "receive_response":
+                answer.errback(PeerUnreachable("gone"))
+                self.patch(alone.node._raft, "unreachable", broken)
+                alone.advance(1.3)
+                alone.transport.peers[2].sent[-1][1].errback(PeerUnreachable("gone"))
+            elif name == "receive_request":
+                response: Deferred[Response] = alone.node.receive(2, Heartbeat(9, 0, 0))
+                self.failureResultOf(response, RaftdError)
+            else:
+                # A vote asked for in a new term has to be made durable.
+                alone.node.receive(2, RequestVote(9, 1, 1, True)).addErrback(lambda _: None)
+                alone.advance(0.01)
+            self.assertEqual(len(alone.fatal), 1, name)
+            self.assertIsInstance(alone.fatal[0], InvariantViolated, name)
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1, name)
+
+
+class ApplierTests(SynchronousTestCase):
+    """`Applier` by itself: order, slices, and who waits for an index."""
+
+    def setUp(self) -> None:
+        self.alone = Alone(1)
+        self.machine = SlowJournal()
+        self.machine.clock = self.clock = self.alone.clock
+        self.events: list[object] = []
+        self.applier = Applier(self.clock, self.machine, 0, self._applied)
+
+    def _applied(self, entry: Entry, result: bytes) -> None:
+        self.assertEqual(self.applier.applied_index, entry.index)
+        self.events.append((entry.index, result))
+
+    def _add(self, first: int, *operations: bytes) -> None:
+        self.applier.add(
+            Entry(i, 1, EntryKind.COMMAND, 0, encode_command(Command(operation)))
+            for i, operation in enumerate(operations, first)
+        )
+
+    def test_answers_come_in_the_order_of_the_log(self) -> None:
+        for index in (2, 1, 3, 2):
+            self.applier.when_applied(index, partial(self.events.append, index))
+        self._add(1, b"a", b"b")
+        self.assertFalse(self.applier.run())
+        self.assertEqual(self.events, [(1, b"1"), 1, (2, b"2"), 2, 2])
+        self.applier.when_applied(2, lambda: self.events.append("at once"))
+        self.assertEqual(self.events[-1], "at once")
+        self._add(3, b"c")
+        self.applier.run()
+        self.assertEqual(self.events[-2:], [(3, b"3"), 3])
+        self.assertFalse(self.applier.run())
+
+    def test_53_slices(self) -> None:
+        self.machine.steps = 10
+        self._add(1, b"slow", b"after")
+        slices = 1
+        while True:
+            began = self.clock.seconds()
+            more = self.applier.run()
+            spent = self.clock.seconds() - began
+            self.assertLessEqual(spent, APPLY_SLICE_S + self.machine.step_s)
+            if not more:
+                break
+            slices += 1
+        self.assertGreater(slices, 3)
+        self.assertEqual(self.machine.operations, [b"slow", b"after"])
+
+    def test_whoever_waits_may_wait_for_more(self) -> None:
+        def again() -> None:
+            self.events.append("first")
+            self.applier.when_applied(2, lambda: self.events.append("second"))
+
+        self.applier.when_applied(1, again)
+        self._add(1, b"a", b"b")
+        self.applier.run()
+        self.assertEqual(self.events, [(1, b"1"), "first", (2, b"2"), "second"])
