@@ -154,7 +154,7 @@ class Opening(SessionCase):
 
     def test_it_fails_with_what_stood_in_the_way(self) -> None:
         self.patch(sessions, "MAX_SESSIONS", 1)
-        opening = Session.open(self.node, self.clock, timeout_s=3.5, jitter=lambda: 0.0)
+        opening = Session.open(self.node, self.clock, timeout_s=3.3, jitter=lambda: 0.0)
         for _ in range(3):
             self.node.answer()
             self.wait_for_retry()
@@ -268,7 +268,7 @@ class Proposing(SessionCase):
             self.failureResultOf(result, OutcomeUnknown)
 
     def test_30_what_did_not_happen_says_so(self) -> None:
-        result = self.session.propose(b"a", 2.0)
+        result = self.session.propose(b"a", 1.85)
         for _ in range(4):
             self.assertNoResult(result)
             self.node.lose(NO_LEADER)
