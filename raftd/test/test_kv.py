@@ -169,18 +169,41 @@ class Semantics(SynchronousTestCase):
         self.assertEqual(apply(self.store, DeleteRange(b"b", b"b")), [2, 0])
 
     def test_53_a_range_delete_is_applied_in_steps_and_seen_as_a_whole(self) -> None:
-        """Between two steps a read sees the last complete revision."""
-        self.patch(store_module, "SCAN_KEYS", 10)
+        """Between two steps a read sees the state before or the state after."""
+        self.patch(store_module, "STEP_KEYS", 10)
+        after = Store()
         for n in range(35):
             apply(self.store, Put(b"%02d" % n, b""))
-        before = self.store.digest()
+            apply(after, Put(b"%02d" % n, b""))
+        apply(after, DeleteRange(b"05", b"30"))
+
+        def seen(store: Store) -> tuple[object, ...]:
+            present = [n for n in range(35) if store.get(b"%02d" % n)]
+            return (store.digest(), store.revision, len(store), present)
+
+        expected = [seen(self.store), seen(after)]
+        steps = self.store.apply(1, 0, Command(encode_operation(DeleteRange(b"05", b"30"))))
+        assert not isinstance(steps, bytes)
+        sights = [seen(self.store) for _ in steps]
+        self.assertEqual([expected.index(s) for s in sights], [0, 0, 0, 1, 1, 1])
+        self.assertEqual(seen(self.store), seen(after))
+
+    def test_53_no_step_of_a_large_range_delete_takes_long(self) -> None:
+        """A hundred thousand keys, while a snapshot is drawn; the median, with room."""
+        for n in range(100_000):
+            self.store.apply(1, 0, Command(encode_operation(Put(b"%020d" % n, b"v" * 64))))
+        snapshot = self.store.snapshot()
         steps = self.store.apply(1, 0, Command(encode_operation(DeleteRange(b"0", b"\0"))))
         assert not isinstance(steps, bytes)
-        for _ in range(4):
-            next(steps)
-            self.assertEqual(self.store.digest(), before)
-        self.assertRaises(StopIteration, next, steps)
-        self.assertEqual((len(self.store), self.store.revision), (0, 37))
+        taken_s = []
+        while True:
+            begin = time.perf_counter()
+            if next(steps, True):
+                break
+            taken_s.append(time.perf_counter() - begin)
+        self.assertGreater(len(taken_s), 20)
+        self.assertLess(sorted(taken_s)[len(taken_s) // 2], 0.02)
+        self.assertEqual((len(self.store), len(restored(b"".join(snapshot)))), (0, 100_000))
 
 
 class UnknownOperations(SynchronousTestCase):
@@ -388,7 +411,7 @@ class Snapshots(SynchronousTestCase):
         """Whatever is applied while it is drawn; and drawing changes nothing."""
         self.patch(snapshots, "SLICE_KEYS", slice_size[0])
         self.patch(snapshots, "SLICE_BYTES", slice_size[1])
-        self.patch(store_module, "SCAN_KEYS", 2)
+        self.patch(store_module, "STEP_KEYS", 2)
         driver = Interleaved(Store(), iter(draws))
         twin = Store()
         for operation in before:
