@@ -169,12 +169,14 @@ class ISnapshotStore(Interface):
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
 
-    def recover(machine: IStateMachine) -> None:
+    def recover(machine: IStateMachine, log_base_index: int | None = None) -> None:
         """
         Restore `machine` from the newest snapshot, if there is one.  Blocks.
 
         Called once, before the reactor does anything else with the node.
-        `DirectoryDamaged` if it cannot be read.
+        `DirectoryDamaged` if it cannot be read, or if the log, whose base
+        index may be given, begins behind it.  A damaged snapshot is passed
+        over only if it is known that the log reaches back to the one before.
         """
 
     def create(metadata: SnapshotMetadata) -> ISnapshotWriter:
@@ -191,7 +193,11 @@ class ISnapshotStore(Interface):
         """Read the newest snapshot, from the beginning; there must be one."""
 
     def close() -> Deferred[None]:
-        """Give up what is under way; fires when no file is open any more."""
+        """
+        Give up what is under way; fires when no file is open any more.
+
+        Whatever is waited for then fails with `Stopped`.
+        """
 
 
 class ISnapshotWriter(Interface):

@@ -2,8 +2,9 @@
 The data directory: whose it is, how far it has come, and that nobody else has it.
 
 `identity.json` says which member the directory belongs to; `log/` is its
-write-ahead log.  The order in which they come about, so that every crash
-between two steps restarts cleanly:
+write-ahead log, `snapshots/` holds its snapshots, once there are any.  The
+order in which identity and log come about, so that every crash between two
+steps restarts cleanly:
 
 1. `identity.json` with stage INITIALIZING or JOINING and `log_created` false.
    Whatever log there is now holds no promise to anybody.
@@ -44,6 +45,7 @@ from raftd.storage.wal import unfinished_path
 
 IDENTITY_NAME = "identity.json"
 LOG_NAME = "log"
+SNAPSHOTS_NAME = "snapshots"
 
 #: Of `identity.json`.
 FORMAT_VERSION = 1
@@ -101,6 +103,11 @@ class DataDirectory:
     def log_path(self) -> str:
         """Where the log is, or will be."""
         return os.path.join(self.path, LOG_NAME)
+
+    @property
+    def snapshots_path(self) -> str:
+        """Where the snapshots are, or will be; the directory is made with the first."""
+        return os.path.join(self.path, SNAPSHOTS_NAME)
 
     @property
     def _identity_path(self) -> str:
@@ -169,7 +176,11 @@ class DataDirectory:
     def _check_log(self) -> None:
         has_log = self._files.exists(self.log_path)
         if self.identity is None:
-            for path in (self.log_path, unfinished_path(self.log_path)):
+            for path in (
+                self.log_path,
+                unfinished_path(self.log_path),
+                self.snapshots_path,
+            ):
                 if self._files.exists(path):
                     raise DirectoryDamaged(
                         f"{path} belongs to a node whose identity file, "

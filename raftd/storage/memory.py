@@ -1,14 +1,19 @@
 """
-A log in memory, for tests and for programs that embed raftd and can lose it.
+A log and snapshots in memory, for tests and for programs that embed raftd and
+can lose them.
 
-It keeps the promises of `ILogStorage` with a disk that its owner commands:
-nothing is durable before it is flushed, a crash loses what was not, and a
-flush can be made to fail.
+They keep the promises of `ILogStorage` and `ISnapshotStore` with a disk that
+their owner commands: nothing is durable before it is flushed, a crash loses
+what was not, and a flush of the log can be made to fail.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -17,7 +22,11 @@ from zope.interface import implementer
 from raftd.core.messages import Entry, HardState
 from raftd.errors import Fatal, InvariantViolated, StorageFailed
 from raftd.interfaces import ILogStorage
+from raftd.storage.files import Files
 from raftd.storage.replay import Outline, Position, Record, Replay
+from raftd.storage.snapshot_files import snapshot_key
+from raftd.storage.snapshots import SnapshotStore
+from raftd.storage.workers import Job
 
 
 @implementer(ILogStorage)
@@ -162,3 +171,140 @@ class MemoryLog:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+
+
+class MemorySnapshotStore(SnapshotStore):
+    """
+    The store of snapshots that ships, on files in memory.
+
+    Each piece of work of its disk takes `delay_seconds` of the clock; the
+    delay may be changed at any time.
+    """
+
+    def __init__(self, clock: IReactorTime, *, delay_seconds: float = 0.0) -> None:
+        self._clock = clock
+        self._disk = _ClockedDisk(clock, delay_seconds)
+        self._memory = _MemoryFiles()
+        super().__init__(
+            _DIRECTORY, self._disk, files=self._memory, start_worker=lambda name: self._disk
+        )
+
+    @property
+    def delay_seconds(self) -> float:
+        return self._disk.delay_seconds
+
+    @delay_seconds.setter
+    def delay_seconds(self, delay_seconds: float) -> None:
+        self._disk.delay_seconds = delay_seconds
+
+    def crash(self) -> MemorySnapshotStore:
+        """
+        Lose what is not finished; what a restart would find, to be recovered.
+
+        This object is dead afterwards: nothing it was asked for ever happens.
+        """
+        self._disk.alive = False
+        after = MemorySnapshotStore(self._clock, delay_seconds=self.delay_seconds)
+        after._memory.take_over(self._memory)
+        return after
+
+
+#: Where the snapshots in memory are.
+_DIRECTORY = "/snapshots"
+
+
+class _ClockedDisk:
+    """The thread of a store in memory, and its reactor, under one clock."""
+
+    def __init__(self, clock: IReactorTime, delay_seconds: float) -> None:
+        self.delay_seconds = delay_seconds
+        self.alive = True
+        self.seconds = clock.seconds
+        self._clock = clock
+        self._jobs: deque[Job] = deque()
+        self._ended = False
+
+    # -- Worker --------------------------------------------------------------
+
+    def do(self, job: Job) -> None:
+        if not self._ended:
+            self._jobs.append(job)
+            if len(self._jobs) == 1:
+                self.callLater(self.delay_seconds, self._run)
+
+    def quit(self) -> None:
+        self._ended = True
+
+    def _run(self) -> None:
+        self._jobs[0]()
+        self._jobs.popleft()
+        if self._jobs:
+            self.callLater(self.delay_seconds, self._run)
+
+    # -- Reactor -------------------------------------------------------------
+
+    def callLater(self, delay: float, callable: Callable[..., object], /) -> IDelayedCall:
+        return self._clock.callLater(delay, self._unless_crashed, callable)
+
+    def callFromThread(self, callable: Callable[..., object], /, *args: object) -> None:
+        callable(*args)
+
+    def _unless_crashed(self, callable: Callable[..., object]) -> None:
+        if self.alive:
+            callable()
+
+
+class _MemoryFiles(Files):
+    """Files in memory, as far as a store of snapshots uses any; all directories exist."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, bytearray] = {}
+        self._open: dict[int, bytearray] = {}
+        self._descriptors = count(3)
+
+    def take_over(self, other: _MemoryFiles) -> None:
+        """Have the snapshots that are whole there."""
+        for path, data in other._named.items():
+            if snapshot_key(os.path.basename(path)) is not None:
+                self._named[path] = bytearray(data)
+
+    def create(self, path: str) -> int:
+        self._named[path] = bytearray()
+        return self.open(path)
+
+    def open(self, path: str) -> int:
+        if path not in self._named:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        fd = next(self._descriptors)
+        self._open[fd] = self._named[path]
+        return fd
+
+    def close(self, fd: int) -> None:
+        del self._open[fd]
+
+    def size(self, fd: int) -> int:
+        return len(self._open[fd])
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        return bytes(self._open[fd][offset : offset + length])
+
+    def write(self, fd: int, data: bytes | bytearray, offset: int) -> None:
+        self._open[fd][offset : offset + len(data)] = data
+
+    def flush(self, fd: int) -> None:
+        pass
+
+    def names(self, path: str) -> list[str]:
+        return sorted(name.removeprefix(f"{path}/") for name in self._named)
+
+    def exists(self, path: str) -> bool:
+        return path == _DIRECTORY or path in self._named
+
+    def rename(self, old: str, new: str) -> None:
+        self._named[new] = self._named.pop(old)
+
+    def remove(self, path: str) -> None:
+        del self._named[path]
+
+    def flush_directory(self, path: str) -> None:
+        pass

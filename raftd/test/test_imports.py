@@ -49,7 +49,7 @@ CORE_LIBRARY = {
 }
 
 #: The values of Raft, in which interfaces are written.
-VALUES = ("core.messages", "core.membership")
+VALUES = ("core.messages", "core.membership", "core.snapshot")
 #: What every part knows.
 CONTRACT = (*VALUES, "errors", "interfaces")
 #: The driver and its parts.

@@ -1,0 +1,451 @@
+"""
+The snapshots of one node on disk.
+
+All work on files is done by one thread, job by job, in the order in which it
+was asked for (`snapshot_files.py`); here, in the reactor's thread, is what
+there is and who uses it.  No job takes longer than a few megabytes take, so
+that a snapshot that is sent does not wait for one that is being checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from raftd.core.snapshot import SnapshotMetadata
+from raftd.errors import (
+    DirectoryDamaged,
+    InvariantViolated,
+    RaftdError,
+    SnapshotDamaged,
+    StorageFailed,
+)
+from raftd.interfaces import ISnapshotReceiver, ISnapshotStore, ISnapshotWriter, IStateMachine
+from raftd.storage.files import Files
+from raftd.storage.frames import Damage
+from raftd.storage.segments import ADVICE
+from raftd.storage.snapshot_files import (
+    RECEIVED,
+    WRITTEN,
+    Draft,
+    Key,
+    Scan,
+    SnapshotDirectory,
+    unusable,
+)
+from raftd.storage.snapshot_format import BLOCK_BYTES, SnapshotEncoder, VersionUnknown
+from raftd.storage.snapshot_reader import STEP_BYTES, SnapshotReader, finish, give
+from raftd.storage.snapshot_thread import Reactor, SnapshotThread, ignore
+from raftd.storage.workers import ThreadWorker, Worker
+
+#: Whole snapshots that are kept, besides those that are being read.
+KEPT_SNAPSHOTS = 2
+
+#: Bytes of one snapshot that may wait for the disk, while it is written or
+#: received.  Whoever writes pauses far below this (`pending_bytes`); reaching
+#: it is a defect there.  A piece received beyond it is not kept, and asked for
+#: again.
+MAX_PENDING_BYTES = 16 << 20
+
+
+class _Kept(msgspec.Struct, eq=False):
+    """A whole snapshot on the disk."""
+
+    key: Key
+    #: None for one that was only kept, and never read, since the start.
+    metadata: SnapshotMetadata | None
+    size: int
+
+
+@implementer(ISnapshotStore)
+class SnapshotStore:
+    """
+    See `ISnapshotStore`.  Several stores, each in its directory, share a process.
+
+    Invariant: `_kept` has every whole snapshot but those that are about to be
+    removed, oldest first, and `latest` is what the last one holds.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        path: str,
+        reactor: Reactor,
+        *,
+        files: Files | None = None,
+        start_worker: Callable[[str], Worker] = ThreadWorker,
+    ) -> None:
+        """The store in the directory `path`, which need not exist; nothing happens yet."""
+        self.latest: SnapshotMetadata | None = None
+        self._reactor = reactor
+        self._files = files or Files()
+        self._directory = SnapshotDirectory(self._files, path)
+        self.thread = SnapshotThread(reactor, start_worker)
+        self._kept: list[_Kept] = []
+        self._drafts: set[Draft] = set()
+        self._readers: set[SnapshotReader] = set()
+        self._writer: SnapshotWriter | None = None
+        self._receiver: SnapshotReceiver | None = None
+        self._is_open = False
+        self._is_closed = False
+
+    # -- at the start --------------------------------------------------------
+
+    def recover(self, machine: IStateMachine, log_base_index: int | None = None) -> None:
+        """
+        See `ISnapshotStore.recover`.
+
+        `log_base_index` is that of the log which is to be replayed behind the
+        snapshot.  If it is given, a gap between the two is refused; and if the
+        newest snapshot is damaged, the one before it is taken, provided the
+        log reaches back to that one: then nothing is lost.  Otherwise a
+        damaged snapshot is refused, for what it held is nowhere else.
+        """
+        if self._is_open:
+            raise InvariantViolated("the snapshots were recovered twice")
+        keys = self._directory.recover()
+        while keys and self.latest is None:
+            try:
+                self._recover_from(keys[-1], machine)
+            except Damage as e:
+                damaged = unusable(self._directory.file(keys[-1]), e)
+                before = keys[-2][0] if len(keys) > 1 else 0
+                if (
+                    isinstance(e, VersionUnknown)
+                    or log_base_index is None
+                    or before < log_base_index
+                ):
+                    raise damaged from e
+                self._log.critical(
+                    "{reason} This once no harm is done: the log reaches back to the "
+                    "snapshot before it, which is used instead.",
+                    reason=str(damaged),
+                )
+                self._directory.set_aside(keys.pop())
+        self._check_gap(log_base_index)
+        self._kept[:0] = [_Kept(key, None, 0) for key in keys[:-1]]
+        if surplus := self._take_surplus():
+            self._directory.remove([kept.key for kept in surplus])
+        self._is_open = True
+
+    def _recover_from(self, key: Key, machine: IStateMachine) -> None:
+        path = self._directory.file(key)
+        try:
+            fd = self._files.open(path)
+            try:
+                scan = Scan(self._files, fd, key)
+                restore = machine.restore()
+                while (blocks := scan.step(STEP_BYTES)) is not None:
+                    for block in blocks:
+                        give(restore, block, path)
+                finish(restore, path)
+            finally:
+                self._files.close(fd)
+        except OSError as e:
+            raise StorageFailed(f"{path} could not be read: {e}.") from e
+        self.latest = scan.metadata
+        self._kept.append(_Kept(key, scan.metadata, scan.size))
+
+    def _check_gap(self, log_base_index: int | None) -> None:
+        last = 0 if self.latest is None else self.latest.last_included_index
+        if log_base_index is not None and log_base_index > last:
+            holds = f"the newest snapshot ends with entry {last}" if last else "there is none"
+            raise DirectoryDamaged(
+                f"The log begins with entry {log_base_index + 1}, which needs a snapshot up "
+                f"to entry {log_base_index} in {self._directory.path}, but {holds}: what is "
+                f"between them is missing. {ADVICE}"
+            )
+
+    # -- ISnapshotStore ------------------------------------------------------
+
+    def create(self, metadata: SnapshotMetadata) -> SnapshotWriter:
+        self._check_open()
+        if self._writer is not None:
+            raise InvariantViolated("one snapshot is written at a time")
+        draft = self._new_draft(_key(metadata), WRITTEN)
+        self._writer = SnapshotWriter(self, draft, metadata)
+        return self._writer
+
+    def receive(self, last_included_index: int, last_included_term: int) -> ISnapshotReceiver:
+        self._check_open()
+        key = last_included_index, last_included_term
+        if self.latest is not None and _key(self.latest) == key:
+            return _HeldAlready(self.latest)
+        receiver = self._receiver
+        if receiver is not None:
+            if receiver.key == key:
+                return receiver
+            receiver.give_up()
+        self._receiver = SnapshotReceiver(self, self._new_draft(key, RECEIVED))
+        return self._receiver
+
+    def open(self) -> SnapshotReader:
+        self._check_open()
+        if not self._kept:
+            raise InvariantViolated("there is no snapshot to read")
+        newest = self._kept[-1]
+        assert newest.metadata is not None, "that of the newest is always known"
+        reader = SnapshotReader(
+            self._files,
+            self._directory.file(newest.key),
+            newest.key,
+            newest.metadata,
+            newest.size,
+            reactor=self._reactor,
+            thread=self.thread,
+            on_close=self._released,
+        )
+        self._readers.add(reader)
+        return reader
+
+    def close(self) -> Deferred[None]:
+        """See `ISnapshotStore.close`; whatever is still waited for fails with `Stopped`."""
+        if self._is_closed:
+            raise InvariantViolated("the snapshots were closed twice")
+        self._is_closed = True
+        for draft in self._drafts:
+            ignore(self.thread.call(draft.discard))
+        for reader in list(self._readers):
+            reader.close()
+        return self.thread.close()
+
+    def _check_open(self) -> None:
+        if not self._is_open or self._is_closed:
+            raise InvariantViolated("the snapshots are not open")
+
+    # -- what writers, receivers and readers tell -----------------------------
+
+    def _new_draft(self, key: Key, suffix: str) -> Draft:
+        draft = Draft(self._directory, key, suffix)
+        self._drafts.add(draft)
+        return draft
+
+    def finished(self, draft: Draft, metadata: SnapshotMetadata, size: int) -> None:
+        """A snapshot is whole and durable."""
+        self.ended(draft)
+        if any(kept.key == draft.key for kept in self._kept):
+            return
+        self._kept.append(_Kept(draft.key, metadata, size))
+        self._kept.sort(key=lambda kept: kept.key)
+        self.latest = self._kept[-1].metadata
+        self._remove_surplus()
+
+    def ended(self, draft: Draft) -> None:
+        """Nobody works on the draft any more: it was kept, or it is gone."""
+        self._drafts.discard(draft)
+        if self._writer is not None and self._writer.draft is draft:
+            self._writer = None
+        if self._receiver is not None and self._receiver.draft is draft:
+            self._receiver = None
+
+    def discard(self, draft: Draft) -> None:
+        """The draft is given up."""
+        self.ended(draft)
+        ignore(self.thread.call(draft.discard))
+
+    def _released(self, reader: SnapshotReader) -> None:
+        self._readers.discard(reader)
+        if not self._is_closed:
+            self._remove_surplus()
+
+    def _take_surplus(self) -> list[_Kept]:
+        read = {reader.key for reader in self._readers}
+        surplus = [kept for kept in self._kept[:-KEPT_SNAPSHOTS] if kept.key not in read]
+        self._kept = [kept for kept in self._kept if kept not in surplus]
+        return surplus
+
+    def _remove_surplus(self) -> None:
+        keys = [kept.key for kept in self._take_surplus()]
+        if keys:
+            removed = self.thread.call(partial(self._directory.remove, keys))
+            removed.addErrback(self._not_removed)
+
+    def _not_removed(self, failure: Failure) -> None:
+        """It takes room, and the next start removes it."""
+        failure.trap(RaftdError)
+        self._log.warn("{reason}", reason=failure.getErrorMessage())
+
+
+# -- writing -----------------------------------------------------------------
+
+
+@implementer(ISnapshotWriter)
+class SnapshotWriter:
+    """See `ISnapshotWriter`; made by `SnapshotStore.create`."""
+
+    def __init__(self, store: SnapshotStore, draft: Draft, metadata: SnapshotMetadata) -> None:
+        self.pending_bytes = 0
+        self.draft = draft
+        self._store = store
+        self._metadata = metadata
+        self._is_over = False
+        # Only the thread uses these.
+        self._encoder = SnapshotEncoder()
+        self._rest = b""
+
+    def write(self, data: bytes) -> None:
+        if self._is_over:
+            raise InvariantViolated("the snapshot is finished, or was given up")
+        if self.pending_bytes + len(data) > MAX_PENDING_BYTES:
+            raise InvariantViolated(
+                f"more than {MAX_PENDING_BYTES} bytes of a snapshot wait for the disk"
+            )
+        self.pending_bytes += len(data)
+        written = self._store.thread.call(partial(self._append, data))
+        written.addBoth(self._written, len(data))
+
+    def _written(self, result: object, length: int) -> None:
+        # An error comes again from `finish`, which is the one to tell it.
+        self.pending_bytes -= length
+
+    def finish(self) -> Deferred[None]:
+        if self._is_over:
+            raise InvariantViolated("the snapshot is finished, or was given up")
+        self._is_over = True
+        return self._store.thread.call(self._finish).addCallbacks(self._finished, self._failed)
+
+    def _finished(self, size: int) -> None:
+        self._store.finished(self.draft, self._metadata, size)
+
+    def _failed(self, failure: Failure) -> Failure:
+        self._store.ended(self.draft)
+        return failure
+
+    def abort(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._store.discard(self.draft)
+
+    # -- the thread ----------------------------------------------------------
+
+    def _append(self, data: bytes) -> None:
+        """Cut what there is into blocks of the same size."""
+        data = self._rest + data
+        whole = len(data) - len(data) % BLOCK_BYTES
+        blocks = [
+            self._encoder.block(data[at : at + BLOCK_BYTES])
+            for at in range(0, whole, BLOCK_BYTES)
+        ]
+        self._rest = data[whole:]
+        if blocks:
+            self.draft.append(self._head() + b"".join(blocks))
+
+    def _finish(self) -> int:
+        last = self._encoder.block(self._rest) if self._rest else b""
+        self.draft.append(self._head() + last + self._encoder.end())
+        return self.draft.keep()
+
+    def _head(self) -> bytes:
+        return b"" if self.draft.size else self._encoder.head(self._metadata)
+
+
+# -- receiving ---------------------------------------------------------------
+
+
+@implementer(ISnapshotReceiver)
+class SnapshotReceiver:
+    """See `ISnapshotReceiver`; made by `SnapshotStore.receive`."""
+
+    def __init__(self, store: SnapshotStore, draft: Draft) -> None:
+        self.draft = draft
+        self._store = store
+        #: What was taken, and how much of it has not reached the disk yet.
+        self._size = 0
+        self._pending_bytes = 0
+        #: Who waits for the end; None before the last piece.
+        self._waiting: list[Deferred[SnapshotMetadata]] | None = None
+        self._result: SnapshotMetadata | Failure | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.draft.key
+
+    def give_up(self) -> None:
+        """Another snapshot is coming; but one that is complete is not given up."""
+        if self._waiting is None:
+            self._store.discard(self.draft)
+
+    def write(self, offset: int, data: bytes) -> Deferred[int]:
+        if self._waiting is not None:
+            return succeed(self._size)  # It is being checked, or that is done.
+        if offset != self._size or self._pending_bytes + len(data) > MAX_PENDING_BYTES:
+            # The sender goes on behind what is here once that is written.
+            checked = self._store.thread.call(self.draft.check)
+            return checked.addCallback(lambda ignored: self._size)
+        self._size += len(data)
+        self._pending_bytes += len(data)
+        written = self._store.thread.call(partial(self.draft.append, data))
+        written.addBoth(self._written, len(data))
+        return written.addCallback(lambda ignored: offset + len(data))
+
+    def _written(self, result: object, length: int) -> object:
+        self._pending_bytes -= length
+        if isinstance(result, Failure):
+            self._store.ended(self.draft)
+        return result
+
+    def finish(self) -> Deferred[SnapshotMetadata]:
+        done: Deferred[SnapshotMetadata] = Deferred()
+        if self._result is not None:
+            done.callback(self._result)
+        elif self._waiting is not None:
+            self._waiting.append(done)
+        else:
+            self._waiting = [done]
+            Deferred.fromCoroutine(self._finish()).addBoth(self._finished)
+        return done
+
+    def _finished(self, result: SnapshotMetadata | Failure) -> None:
+        assert self._waiting is not None
+        self._result = result
+        for done in self._waiting:
+            done.callback(result)
+
+    async def _finish(self) -> SnapshotMetadata:
+        call = self._store.thread.call
+        try:
+            scan = await call(self.draft.scan)
+            while await call(partial(_check_step, scan)):
+                pass
+            size = await call(self.draft.keep)
+        except Damage as e:
+            self._store.discard(self.draft)
+            raise SnapshotDamaged(
+                f"The snapshot up to entry {self.key[0]} arrived damaged at offset "
+                f"{e.offset}: {e.reason}. It has to be sent again."
+            ) from e
+        except BaseException:
+            self._store.discard(self.draft)
+            raise
+        self._store.finished(self.draft, scan.metadata, size)
+        return scan.metadata
+
+
+def _check_step(scan: Scan) -> bool:
+    """Check a few blocks; whether there is more to check."""
+    return scan.step(STEP_BYTES) is not None
+
+
+@implementer(ISnapshotReceiver)
+class _HeldAlready:
+    """Receives, without keeping it again, what is the newest snapshot here already."""
+
+    def __init__(self, metadata: SnapshotMetadata) -> None:
+        self._metadata = metadata
+
+    def write(self, offset: int, data: bytes) -> Deferred[int]:
+        return succeed(offset + len(data))
+
+    def finish(self) -> Deferred[SnapshotMetadata]:
+        return succeed(self._metadata)
+
+
+def _key(metadata: SnapshotMetadata) -> Key:
+    return metadata.last_included_index, metadata.last_included_term
