@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
@@ -55,7 +55,7 @@ class Observer:
         self.sizes: list[int] = []
 
     def __call__(self, event: LogEvent) -> None:
-        if event.get("log_namespace") == "raftd.statemachine.SimpleStateMachine":
+        if event.get("log_level") is LogLevel.warn:
             self.sizes.append(event["size"])
 
 
