@@ -65,25 +65,37 @@ class SnapshotDirectory:
         """The path of a snapshot."""
         return os.path.join(self.path, snapshot_name(key, suffix))
 
-    def recover(self) -> list[Key]:
-        """
-        Remove what a crash left unfinished; which snapshots there are, oldest first.
+    def keys(self) -> list[Key]:
+        """Which snapshots there are, oldest first."""
+        return sorted(key for name in self._names() if (key := snapshot_key(name)) is not None)
 
-        They are durable when it returns: a process that died may have left
-        names that only the kernel's memory has.
+    def settle(self, damaged: list[Key], surplus: list[Key]) -> None:
         """
+        At a start: set aside damaged snapshots, for a person to look at, and
+        remove those that are too many, and what a crash left unfinished.
+
+        The others are durable when it returns: a process that died may have
+        left names that only the kernel's memory has.
+        """
+        names = self._names()
+        if not names:
+            return
+        self.make()
         try:
-            if not self.files.exists(self.path):
-                return []
-            names = self.files.names(self.path)
             for name in names:
                 if _UNFINISHED.fullmatch(name):
                     self.files.remove(os.path.join(self.path, name))
+            for key in damaged:
+                self.files.rename(self.file(key), self.file(key, "damaged"))
+        except OSError as e:
+            raise StorageFailed(f"{self.path} could not be changed: {e}.") from e
+        self.remove(surplus)
+
+    def _names(self) -> list[str]:
+        try:
+            return self.files.names(self.path) if self.files.exists(self.path) else []
         except OSError as e:
             raise StorageFailed(f"{self.path} could not be read: {e}.") from e
-        self.make()
-        self.flush()
-        return sorted(key for name in names if (key := snapshot_key(name)) is not None)
 
     def make(self) -> None:
         """Make it if it is not there, and make that durable."""
@@ -115,7 +127,7 @@ class SnapshotDirectory:
             raise self._failure
 
     def remove(self, keys: list[Key]) -> None:
-        """Remove snapshots that are not needed any more."""
+        """Remove snapshots that are not needed any more, durably."""
         for key in keys:
             try:
                 self.files.remove(self.file(key))
@@ -123,14 +135,6 @@ class SnapshotDirectory:
                 pass
             except OSError as e:
                 raise StorageFailed(f"{self.file(key)} could not be removed: {e}.") from e
-        self.flush()
-
-    def set_aside(self, key: Key) -> None:
-        """Take a damaged snapshot out of the way, for a person to look at."""
-        try:
-            self.files.rename(self.file(key), self.file(key, "damaged"))
-        except OSError as e:
-            raise StorageFailed(f"{self.file(key)} could not be renamed: {e}.") from e
         self.flush()
 
 

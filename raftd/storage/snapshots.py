@@ -106,16 +106,18 @@ class SnapshotStore:
         snapshot.  If it is given, a gap between the two is refused; and if the
         newest snapshot is damaged, the one before it is taken, provided the
         log reaches back to that one: then nothing is lost.  Otherwise a
-        damaged snapshot is refused, for what it held is nowhere else.
+        damaged snapshot is refused, for what it held is nowhere else; the
+        directory then stays as it was found.
         """
         if self._is_open:
             raise InvariantViolated("the snapshots were recovered twice")
-        keys = self._directory.recover()
+        keys, aside = self._directory.keys(), []
         while keys and self.latest is None:
             try:
                 self._recover_from(keys[-1], machine)
             except Damage as e:
                 damaged = unusable(self._directory.file(keys[-1]), e)
+                aside.append(keys[-1])
                 before = keys[-2][0] if len(keys) > 1 else 0
                 if (
                     isinstance(e, VersionUnknown)
@@ -128,11 +130,10 @@ class SnapshotStore:
                     "snapshot before it, which is used instead.",
                     reason=str(damaged),
                 )
-                self._directory.set_aside(keys.pop())
+                keys.pop()
         self._check_gap(log_base_index)
         self._kept[:0] = [_Kept(key, None, 0) for key in keys[:-1]]
-        if surplus := self._take_surplus():
-            self._directory.remove([kept.key for kept in surplus])
+        self._directory.settle(aside, [kept.key for kept in self._take_surplus()])
         self._is_open = True
 
     def _recover_from(self, key: Key, machine: IStateMachine) -> None:
@@ -327,6 +328,7 @@ class SnapshotWriter:
 
     def _append(self, data: bytes) -> None:
         """Cut what there is into blocks of the same size."""
+        head = self._head()
         data = self._rest + data
         whole = len(data) - len(data) % BLOCK_BYTES
         blocks = [
@@ -334,16 +336,18 @@ class SnapshotWriter:
             for at in range(0, whole, BLOCK_BYTES)
         ]
         self._rest = data[whole:]
-        if blocks:
-            self.draft.append(self._head() + b"".join(blocks))
+        if head or blocks:
+            self.draft.append(head + b"".join(blocks))
 
     def _finish(self) -> int:
+        head = self._head()
         last = self._encoder.block(self._rest) if self._rest else b""
-        self.draft.append(self._head() + last + self._encoder.end())
+        self.draft.append(head + last + self._encoder.end())
         return self.draft.keep()
 
     def _head(self) -> bytes:
-        return b"" if self.draft.size else self._encoder.head(self._metadata)
+        """What the file begins with; nothing if it has begun."""
+        return b"" if self._encoder.length else self._encoder.head(self._metadata)
 
 
 # -- receiving ---------------------------------------------------------------

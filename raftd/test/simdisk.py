@@ -211,14 +211,16 @@ class SimulatedDisk(Files):
         units: list[tuple[int, int]] = []
 
         def walk(node: Inode | Folder, name: str) -> None:
-            if id(node) in seen:
+            unfinished = isinstance(node, Inode) and name.endswith((".tmp", ".part"))
+            # What an unfinished file holds does not matter, under that name.
+            if id(node) in seen or unfinished:
                 return
             seen.add(id(node))
             if isinstance(node, Folder):
                 units.extend((id(node), i) for i in range(len(node.pending)))
                 for child, below in {**node.durable, **node.cache}.items():
                     walk(below, child)
-            elif not name.endswith(".tmp"):
+            else:
                 units.extend((id(node), i) for i in range(len(node.pending_sectors())))
 
         seen: set[int] = set()
