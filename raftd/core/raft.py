@@ -249,7 +249,8 @@ class Raft:
         self.campaign = Campaign(self.term)
         self._reset_election_timer(now)
         # The node's own vote is counted by `persisted`.
-        self._ask_voters(RequestVote(self.term, self.log.last_index, self.log.last_term), now)
+        last_index, last_term = self.log.last_index, self.log.last_term
+        self._ask_voters(RequestVote(self.term, last_index, last_term, transfer), now)
 
     def _ask_voters(self, request: PreVote | RequestVote, now: float) -> None:
         for voter in sorted(self.configuration.voter_ids()):
@@ -637,9 +638,11 @@ class Raft:
         self, leadership: Leadership, changed: Configuration, now: float
     ) -> int:
         data = encode_configuration(changed)
+        # First, so that this entry is what a new member is sent: without one to
+        # send, the leader would not ask it what it has until the next came.
+        leadership.configure(changed, now)
         index = leadership.append(EntryKind.CONFIGURATION, (data,), now)
         self._configurations.append([(index, changed)])
-        leadership.configure(changed, now)
         return index
 
     def transfer(self, successor: MemberId | None, now: float) -> None:
