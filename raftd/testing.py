@@ -1,335 +1,98 @@
 """
 A cluster in memory, for tests: the nodes that ship, under a clock of the test's own.
 
-    cluster = Cluster(3, Store, seed=1)
+    cluster = Cluster(3, Counter, seed=1)
+    leader = cluster.await_leader()
+    assert cluster.result(cluster["n2"].propose(b"5")) == b"5"
+    cluster.crash(leader)
     cluster.await_leader()
-    cluster.partition(["n1"], ["n2", "n3"])
-    cluster.advance(2.0)
 
-Nothing happens but in `advance` and the methods built on it.  The network
-delays messages by a seeded draw and keeps their order within a connection, as
-TCP does; a connection that lost a message carries nothing more.  A disk
-flushes after a delay, and a crash loses what it had not flushed.
+Nothing happens but in `advance` and the methods built on it, and the same seed
+makes the same things happen.  The network delays messages by a seeded draw and
+keeps their order within a connection, as TCP does; a connection that lost a
+message carries nothing more.  A disk flushes after a delay, and a crash loses
+what it had not flushed.
+
+It knows no test framework: what is not as it should be is an `AssertionError`.
+`docs/testing.md` says more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from raftd.core.membership import Configuration, encode_configuration
-from raftd.core.messages import (
-    AppendEntries,
-    Entry,
-    EntryKind,
-    HardState,
-    Member,
-    MemberId,
-    Request,
-    Response,
-)
+from raftd.core.membership import AddLearner, Configuration, encode_configuration
+from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.raft import Role
-from raftd.core.settings import Settings
-from raftd.errors import Fatal, NoLeader, PeerUnreachable, RaftdError
-from raftd.interfaces import IPeer, IStateMachine, ITransport
+from raftd.errors import Fatal, Removed
+from raftd.events import Event, MembershipChanged
+from raftd.handle import Handle
+from raftd.interfaces import IStateMachine, NodeStatus
+from raftd.joining import become_member
+from raftd.memory_network import MemoryTransport, Network
 from raftd.node import Node
-from raftd.storage.memory import MemoryLog
+from raftd.replica import ReplicaOptions
+from raftd.session_client import Session
+from raftd.sessions import Sessions
+from raftd.storage.memory import MemoryLog, MemorySnapshotStore
 
 T = TypeVar("T")
 Machine = TypeVar("Machine", bound=IStateMachine)
 
 CLUSTER_ID = 1
+#: How long a flush takes, unless the test says otherwise.
+DISK_DELAY_S = 0.001
 #: One `advance` runs at most this many timed calls: more is a loop that never ends.
 MAX_CALLS_PER_ADVANCE = 5_000_000
-#: When a connection that failed is tried again, at the earliest.
-RECONNECT_S = 0.05
-#: How long AppendEntries may take, the other's disk included.
-APPEND_TIMEOUT_S = 5.0
-#: How much longer a call is waited for than the other end was given for it.
-GRACE_S = 1.0
+#: How often `advance_until` looks.
+STEP_S = 0.005
+#: How long `advance_until`, and what is built on it, waits by default.
+PATIENCE_S = 30.0
 
 
-class Network:
+class ClusterNode(Handle):
     """
-    Who can reach whom, and how long it takes; delays in seconds.
+    What a program may ask of the node under one name, as of a `Replica`.
 
-    A process that dies resets its connections, and whoever sends to it later
-    is told as well.  A host that loses its power tells nobody anything.
+    It stays the same object when the node crashes, upon which it answers
+    `Stopped`, and when it is restarted; but observers go with the node.
     """
 
-    def __init__(self, clock: Clock, random: Random) -> None:
-        self.clock = clock
-        self.random = random
-        #: The delay of each message is drawn from between these.
-        self.min_delay_s = 0.0005
-        self.max_delay_s = 0.002
-        #: The share of messages that are lost, each together with its connection.
-        self.loss = 0.0
-        #: The processes that run.
-        self.nodes: dict[MemberId, Node] = {}
-        self._without_power: set[MemberId] = set()
-        self._channels: list[Channel] = []
-        self._cut: set[tuple[MemberId, MemberId]] = set()
+    def __init__(self, cluster: Cluster[Any]) -> None:
+        super().__init__()
+        self._cluster = cluster
 
-    def cut(self, source: MemberId, target: MemberId) -> None:
-        """Nothing gets from `source` to `target` any more."""
-        self._cut.add((source, target))
+    def runs(self, node: Node) -> None:
+        """A node was started under the name."""
+        self._node = node
 
-    def heal(self) -> None:
-        """Everything gets through again; broken connections are made anew."""
-        self._cut.clear()
-
-    def loses(self, source: MemberId, target: MemberId) -> bool:
-        """Whether the message that arrives now is lost instead."""
-        return (source, target) in self._cut or self.random.random() < self.loss
-
-    def delay_s(self) -> float:
-        """How long the next message takes."""
-        return self.random.uniform(self.min_delay_s, self.max_delay_s)
-
-    def add(self, channel: Channel) -> None:
-        """A connection that is told of the death of either end."""
-        self._channels.append(channel)
-
-    def remove(self, channel: Channel) -> None:
-        self._channels.remove(channel)
-
-    def began(self, member_id: MemberId, node: Node) -> None:
-        """A process runs, and can be connected to."""
-        self._without_power.discard(member_id)
-        self.nodes[member_id] = node
-
-    def ended(self, member_id: MemberId, *, power_lost: bool = False) -> None:
-        """A process is gone, and with it everything that it had not sent yet."""
-        self.nodes.pop(member_id, None)
-        if power_lost:
-            self._without_power.add(member_id)
-        for channel in list(self._channels):
-            if channel.me == member_id:
-                channel.close()
-            elif channel.target == member_id:
-                channel.reset_by_target()
-
-    def resets(self, member_id: MemberId) -> bool:
-        """Whether the host of a process that is gone says so to who sends to it."""
-        return member_id not in self._without_power
-
-
-class Line:
-    """
-    The way of the messages of one connection: in order, each way for itself.
-
-    Behind a lost message nothing more gets through.
-    """
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._last_arrival: dict[MemberId, float] = {}
-        self._lost: set[MemberId] = set()
-
-    def carry(self, source: MemberId, target: MemberId, arrive: Callable[[], None]) -> None:
-        """Call `arrive` after a while, unless the message is lost."""
-        now = self._network.clock.seconds()
-        at = max(now + self._network.delay_s(), self._last_arrival.get(source, 0.0))
-        self._last_arrival[source] = at
-        self._network.clock.callLater(at - now, self._arrive, source, target, arrive)
-
-    def _arrive(self, source: MemberId, target: MemberId, arrive: Callable[[], None]) -> None:
-        if source in self._lost or self._network.loses(source, target):
-            self._lost.add(source)
-        else:
-            arrive()
-
-
-class Channel:
-    """
-    A connection from one process to another, made anew whenever it has broken.
-
-    Invariant: calls are open only while there is a connection, and then
-    `there` is the process at its other end.
-    """
-
-    def __init__(self, network: Network, me: MemberId, target: MemberId) -> None:
-        self.me = me
-        self.target = target
-        self.there: Node | None = None
-        self._network = network
-        self._line = Line(network)
-        self._retry: IDelayedCall | None = None
-        #: The answers that are waited for, and when they are given up.
-        self._calls: dict[int, tuple[Deferred[Any], IDelayedCall]] = {}
-        self._last_call = 0
-        self._closed = False
-        network.add(self)
-        self._connect()
-
-    def call(self, ask: Callable[[Node], Deferred[T]], timeout_s: float) -> Deferred[T]:
-        """What `ask` gets from the process at the other end; else `PeerUnreachable`."""
-        there, line = self.there, self._line
-        if there is None:
-            return fail(PeerUnreachable("It is not connected."))
-        self._last_call = number = self._last_call + 1
-        answer: Deferred[T] = Deferred()
-        timer = self._network.clock.callLater(timeout_s, self._break, "no answer in time")
-        self._calls[number] = (answer, timer)
-
-        def arrived() -> None:
-            if self._runs(there):
-                ask(there).addBoth(go_back)
-            elif self._network.resets(self.target):
-                line.carry(self.target, self.me, partial(self._reset, line))
-
-        def go_back(result: Any) -> None:
-            if self._runs(there):
-                line.carry(self.target, self.me, partial(self._answered, number, result))
-
-        line.carry(self.me, self.target, arrived)
-        return answer
-
-    def close(self) -> None:
-        """Disconnect for good; whoever waits for an answer is told."""
-        if not self._closed:
-            self._closed = True
-            self._network.remove(self)
-            self._break("closed")
-            self._cancel_retry()
-
-    def reset_by_target(self) -> None:
-        """The process at the other end has died; its host says so, if it can."""
-        if self.there is not None and self._network.resets(self.target):
-            self._line.carry(self.target, self.me, partial(self._reset, self._line))
-
-    def _runs(self, node: Node) -> bool:
-        return self._network.nodes.get(self.target) is node
-
-    def _answered(self, number: int, result: Any) -> None:
-        answer, timer = self._calls.pop(number, (None, None))
-        if answer is not None and timer is not None:
-            timer.cancel()
-            answer.callback(result)
-
-    def _connect(self) -> None:
-        line = self._line = Line(self._network)
-        patience_s = max(RECONNECT_S, 4 * self._network.max_delay_s)
-        self._retry = self._network.clock.callLater(patience_s, self._connect)
-
-        def connected(there: Node) -> None:
-            if line is self._line and not self._closed:
-                self._cancel_retry()
-                self.there = there
-
-        def hello() -> None:
-            there = self._network.nodes.get(self.target)
-            if there is not None:
-                line.carry(self.target, self.me, partial(connected, there))
-
-        line.carry(self.me, self.target, hello)
-
-    def _reset(self, line: Line) -> None:
-        if line is self._line and self.there is not None:
-            self._break("the connection was lost")
-
-    def _break(self, reason: str) -> None:
-        self.there = None
-        self._line = Line(self._network)
-        self._cancel_retry()
-        if not self._closed:
-            self._retry = self._network.clock.callLater(RECONNECT_S, self._connect)
-        calls, self._calls = self._calls, {}
-        for answer, timer in calls.values():
-            if timer.active():
-                timer.cancel()
-            answer.errback(PeerUnreachable(f"No answer: {reason}."))
-
-    def _cancel_retry(self) -> None:
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        self._retry = None
-
-
-@implementer(IPeer)
-class MemoryPeer:
-    """Calls to another node's `INodeRPC`: Raft's on one connection, the rest on a second."""
-
-    refusal = ""
-
-    def __init__(
-        self, network: Network, me: MemberId, member: Member, timeout_s: float
-    ) -> None:
-        self._me = me
-        self._timeout_s = timeout_s
-        self.raft = Channel(network, me, member.id)
-        self.bulk = Channel(network, me, member.id)
-
-    @property
-    def connected(self) -> bool:
-        return self.raft.there is not None
-
-    def send(self, request: Request) -> Deferred[Response]:
-        is_append = isinstance(request, AppendEntries)
-        timeout_s = APPEND_TIMEOUT_S if is_append else self._timeout_s
-        return self.raft.call(lambda node: node.receive(self._me, request), timeout_s)
-
-    def read_index(self, timeout_ms: int) -> Deferred[int]:
-        return self.raft.call(lambda n: n.forwarded_read(timeout_ms), _with_grace(timeout_ms))
-
-    def forward(
-        self, commands: Sequence[bytes], timeout_ms: int
-    ) -> Deferred[list[bytes | RaftdError]]:
-        if self.bulk.there is None:
-            return fail(NoLeader("The leader cannot be reached."))
-        return self.bulk.call(
-            lambda node: node.forwarded(commands, timeout_ms), _with_grace(timeout_ms)
-        )
-
-    def join(self, member: Member, timeout_ms: int) -> Deferred[Configuration]:
-        return self.bulk.call(
-            lambda node: node.join(member, timeout_ms, forwarded=True), _with_grace(timeout_ms)
-        )
-
-    def promote(self, member_id: MemberId, timeout_ms: int) -> Deferred[None]:
-        return self.bulk.call(
-            lambda node: node.promote(member_id, timeout_ms, forwarded=True),
-            _with_grace(timeout_ms),
-        )
-
-    def close(self) -> Deferred[None]:
-        self.raft.close()
-        self.bulk.close()
-        return succeed(None)
-
-
-def _with_grace(timeout_ms: int) -> float:
-    return timeout_ms / 1000 + GRACE_S
-
-
-@implementer(ITransport)
-class MemoryTransport:
-    """How one node of a `Cluster` reaches the others."""
-
-    def __init__(self, network: Network, me: MemberId, timeout_s: float) -> None:
-        self._network = network
-        self._me = me
-        self._timeout_s = timeout_s
-
-    def peer(self, member: Member) -> IPeer:
-        return MemoryPeer(self._network, self._me, member, self._timeout_s)
+    def open_session(self) -> Deferred[Session]:
+        """A session, for operations that must be applied exactly once (thesis 6.3)."""
+        cluster = self._cluster
+        return Session.open(self.node, cluster.clock, jitter=cluster.random.random)
 
 
 class Cluster(Generic[Machine]):
     """
     Nodes `n1`, `n2`, ... that form one cluster from the start, each a voter.
 
-    Names stand for nodes in all methods; `nodes` has those that run, and
-    `machines` their state machines.
+    Names stand for nodes in all methods, and `cluster[name]` is what a program
+    would have in hand; see `ClusterNode`.
+
+    - `machines`: the state machine of each node, made anew for each start
+    - `members`: who the nodes are to one another: an id and a name
+    - `nodes`: those that run
+    - `fatal`: why a node stopped by itself, `Removed` for instance
+    - `network`: `min_delay_s`, `max_delay_s` and `loss` may be set at any time
+    - `logs`, `snapshots`: the disks; `delay_seconds` of each may be set at any time
+    - `clock`, `random`: what all of it runs on; tests may use them, too
     """
 
     def __init__(
@@ -338,56 +101,96 @@ class Cluster(Generic[Machine]):
         make_state_machine: Callable[[], Machine],
         *,
         seed: int = 0,
-        settings: Settings | None = None,
-        request_timeout_s: float = 5.0,
+        options: ReplicaOptions | None = None,
     ) -> None:
+        """
+        `make_state_machine` is called for each node, and again when it is
+        restarted.  With a small `snapshot_threshold_bytes` and few
+        `snapshot_tail_entries` in `options`, snapshots come early.
+        """
         self.clock = Clock()
         self.random = Random(seed)
         self.network = Network(self.clock, self.random)
-        self.settings = settings or Settings()
+        self.options = options or ReplicaOptions()
         self.nodes: dict[str, Node] = {}
         self.machines: dict[str, Machine] = {}
         self.logs: dict[str, MemoryLog] = {}
-        #: Why a node has stopped by itself.
+        self.snapshots: dict[str, MemorySnapshotStore] = {}
         self.fatal: dict[str, Fatal] = {}
+        self._handles: dict[str, ClusterNode] = {}
         self._make_state_machine = make_state_machine
-        self._request_timeout_s = request_timeout_s
         self.members = {f"n{i}": Member(i, f"n{i}") for i in range(1, size + 1)}
         configuration = Configuration(voters=tuple(self.members.values()))
         first = Entry(1, 1, EntryKind.CONFIGURATION, 0, encode_configuration(configuration))
         for name in self.members:
-            self._start(name, MemoryLog(HardState(1), (first,), clock=self.clock))
+            self._install(name, HardState(1), (first,))
 
-    def _start(self, name: str, log: MemoryLog) -> Node:
-        member = self.members[name]
-        self.logs[name] = log
-        if log.delay_seconds == 0.0:
-            log.delay_seconds = 0.001
-        self.machines[name] = self._make_state_machine()
+    def __getitem__(self, name: str) -> ClusterNode:
+        """What a program may ask of this node; `KeyError` if there was never one."""
+        return self._handles[name]
+
+    def _install(
+        self, name: str, hard_state: HardState | None = None, entries: tuple[Entry, ...] = ()
+    ) -> Node:
+        """A node with an empty disk, or with a log that it begins with."""
+        self._handles[name] = ClusterNode(self)
+        self.logs[name] = MemoryLog(
+            hard_state, entries, clock=self.clock, delay_seconds=DISK_DELAY_S
+        )
+        self.snapshots[name] = MemorySnapshotStore(self.clock, delay_seconds=DISK_DELAY_S)
+        return self._start(name)
+
+    def _start(self, name: str) -> Node:
+        member, options, log = self.members[name], self.options, self.logs[name]
+        settings = options.settings()
+        machine = self.machines[name] = self._make_state_machine()
+        sessions = machine if isinstance(machine, Sessions) else Sessions(machine)
+        self.snapshots[name].recover(sessions, log.base_index)
+        transport = MemoryTransport(self.network, member.id, settings.election_timeout_s)
         node = self.nodes[name] = Node(
             self.clock,
             member=member,
             cluster_id=CLUSTER_ID,
             storage=log,
-            transport=MemoryTransport(
-                self.network, member.id, self.settings.election_timeout_s
-            ),
-            state_machine=self.machines[name],
+            snapshots=self.snapshots[name],
+            transport=transport,
+            state_machine=sessions,
             random=Random(self.random.random()),
-            settings=self.settings,
-            request_timeout_s=self._request_timeout_s,
+            settings=settings,
+            request_timeout_s=options.request_timeout_ms / 1000,
+            snapshot_threshold_bytes=options.snapshot_threshold_bytes,
             on_fatal=lambda reason: self._stopped(name, reason),
         )
+        transport.on_removed = lambda reason: node.fail(Removed(reason))
+        node.observe(partial(self._follow_membership, name))
+        self.fatal.pop(name, None)
         self.network.began(member.id, node)
         node.start()
+        self._handles[name].runs(node)
         return node
+
+    def _follow_membership(self, name: str, event: Event) -> None:
+        """As a `Replica` does: turn removed members away, and note an own new name."""
+        if isinstance(event, MembershipChanged):
+            configuration, me = event.configuration, self.members[name]
+            self.network.turn_away(me.id, configuration.removed)
+            self.members[name] = configuration.members().get(me.id, me)
 
     def _stopped(self, name: str, reason: Fatal) -> None:
         """A node has stopped by itself: its process ends."""
-        if self.nodes.pop(name, None) is not None:
+        if name in self.nodes:
             self.fatal[name] = reason
-            self.network.ended(self.members[name].id)
-            self.logs[name] = self.logs[name].crash()
+            self._dies(name, self.nodes.pop(name))
+
+    def _dies(self, name: str, node: Node, *, kept: int = 0, power_lost: bool = False) -> None:
+        """A process is gone: what its disk holds is all that is left."""
+        self.network.ended(self.members[name].id, power_lost=power_lost)
+        self.logs[name] = self.logs[name].crash(kept)
+        self.snapshots[name] = self.snapshots[name].crash()
+        # Its own clients learn what the process knew; nobody else does.
+        node.fail(Fatal("It was told to crash."))
+        # So that it leaves no timed calls behind; its disk does nothing any more.
+        node.stop()
 
     # -- time ----------------------------------------------------------------
 
@@ -406,15 +209,17 @@ class Cluster(Generic[Machine]):
             raise AssertionError(f"more than {MAX_CALLS_PER_ADVANCE} calls in {seconds} s")
         self.clock.advance(max(0.0, end - self.clock.seconds()))
 
-    def advance_until(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-        """Let time pass until `condition` is true; `AssertionError` if it never is."""
+    def advance_until(
+        self, condition: Callable[[], object], timeout_s: float = PATIENCE_S
+    ) -> None:
+        """Let time pass until `condition` is true; `AssertionError` if it is not in time."""
         end = self.clock.seconds() + timeout_s
         while not condition():
             if self.clock.seconds() >= end:
-                raise AssertionError(f"not within {timeout_s} s")
-            self.advance(0.005)
+                raise AssertionError(f"not within {timeout_s} s; {self._describe()}")
+            self.advance(STEP_S)
 
-    def result(self, deferred: Deferred[T], timeout_s: float = 30.0) -> T:
+    def result(self, deferred: Deferred[T], timeout_s: float = PATIENCE_S) -> T:
         """What `deferred` fires with, letting time pass until it does; its error is raised."""
         outcome: list[Any] = []
         deferred.addBoth(outcome.append)
@@ -424,28 +229,37 @@ class Cluster(Generic[Machine]):
         value: T = outcome[0]
         return value
 
-    # -- the nodes -----------------------------------------------------------
+    # -- what the nodes agree on ---------------------------------------------
 
     def leaders(self) -> list[str]:
         """Who takes itself for the leader: two for a while, after a partition."""
-        return [n for n, node in self.nodes.items() if node.status().role == Role.LEADER.value]
+        return [n for n, node in self.nodes.items() if _leads(node.status())]
 
     def await_leader(self, among: Iterable[str] | None = None) -> str:
-        """Let time pass until one of `among` leads and all of them follow it; its name."""
+        """
+        Let time pass until one of `among` leads and all of them follow it; its name.
+
+        By default among all that run.
+        """
         names = list(self.nodes if among is None else among)
         found: list[str] = []
 
         def agreed() -> bool:
-            statuses = [self.nodes[name].status() for name in names]
-            found[:] = [s.member.name for s in statuses if s.role == Role.LEADER.value]
-            followed = {None if s.leader is None else s.leader.name for s in statuses}
-            return followed == set(found)
+            statuses = {name: self.nodes[name].status() for name in names}
+            found[:] = [name for name, status in statuses.items() if _leads(status)]
+            followed = {None if s.leader is None else s.leader.id for s in statuses.values()}
+            return followed == {self.members[name].id for name in found}
 
         self.advance_until(agreed)
         return found[0]
 
     def await_agreement(self) -> None:
-        """Let time pass until all nodes have applied everything that any has in its log."""
+        """
+        Let time pass until all that run have applied everything that any has in its log.
+
+        `AssertionError` if their state machines then differ by their digests:
+        applying is not deterministic, or a snapshot is not the whole state.
+        """
 
         def agreed() -> bool:
             statuses = [node.status() for node in self.nodes.values()]
@@ -454,6 +268,27 @@ class Cluster(Generic[Machine]):
             )
 
         self.advance_until(agreed)
+        digests = {name: self.machines[name].digest() for name in self.nodes}
+        if len(set(digests.values())) > 1:
+            states = ", ".join(f"{name} {digest.hex()}" for name, digest in digests.items())
+            raise AssertionError(f"the same was applied, and the states differ: {states}")
+
+    def _describe(self) -> str:
+        """All nodes in a line, for who wonders what they are waiting for."""
+        words = []
+        for name in self.members:
+            node = self.nodes.get(name)
+            if node is None:
+                words.append(f"{name} is down")
+            else:
+                s = node.status()
+                words.append(
+                    f"{name} is {s.role} in term {s.term}, "
+                    f"applied {s.applied_index} of {s.last_index}"
+                )
+        return "; ".join(words)
+
+    # -- the nodes -----------------------------------------------------------
 
     def crash(self, name: str, *, kept: int = 0, power_lost: bool = False) -> None:
         """
@@ -463,28 +298,44 @@ class Cluster(Generic[Machine]):
         The others see their connections reset; with `power_lost` they see
         nothing, as when a whole host is gone.
         """
-        node = self.nodes.pop(name)
-        self.network.ended(self.members[name].id, power_lost=power_lost)
-        self.logs[name] = self.logs[name].crash(kept)
-        # Its own clients learn what the process knew; nobody else does.
-        node.fail(Fatal("It was told to crash."))
+        self._dies(name, self.nodes.pop(name), kept=kept, power_lost=power_lost)
 
     def stop(self, name: str) -> None:
-        """Stop a node in order."""
+        """Stop a node in order: a leader hands over, and everything is flushed."""
         node = self.nodes.pop(name)
-        log = self.logs[name]
         self.result(node.stop())
         self.network.ended(self.members[name].id)
-        self.logs[name] = log.crash()
+        self.logs[name] = self.logs[name].crash()
+        self.snapshots[name] = self.snapshots[name].crash()
 
-    def restart(self, name: str) -> Node:
+    def restart(self, name: str) -> ClusterNode:
         """Start a node that is down from what its disk holds."""
-        return self._start(name, self.logs[name])
+        if name in self.nodes:
+            raise AssertionError(f"{name} runs already")
+        self._start(name)
+        return self[name]
+
+    def add(self, name: str | None = None, *, learner: bool = False) -> ClusterNode:
+        """
+        Start a new node and make it a member: a voter, or a `learner`.
+
+        Returns when it has caught up, and has its vote.
+        """
+        name = name or f"n{len(self.members) + 1}"
+        statuses = {name: node.status() for name, node in self.nodes.items()}
+        through = max(statuses, key=lambda n: (_leads(statuses[n]), statuses[n].term))
+        node = self.start_joiner(name)
+        self.result(self[through].change_membership([AddLearner(self.members[name])]))
+        joined = become_member(self.clock, node, learner=learner)
+        self.result(Deferred.fromCoroutine(joined))
+        return self[name]
 
     def start_joiner(self, name: str) -> Node:
-        """A new node with an empty log, which is not a member yet."""
+        """Start a new node with an empty disk, which is no member yet and waits to be one."""
+        if name in self.members:
+            raise AssertionError(f"{name} is there already")
         self.members[name] = Member(len(self.members) + 1, name)
-        return self._start(name, MemoryLog(clock=self.clock))
+        return self._install(name)
 
     # -- the network ---------------------------------------------------------
 
@@ -501,3 +352,7 @@ class Cluster(Generic[Machine]):
     def heal(self) -> None:
         """Everybody reaches everybody."""
         self.network.heal()
+
+
+def _leads(status: NodeStatus) -> bool:
+    return status.role == Role.LEADER.value
