@@ -116,10 +116,10 @@ class Disk:
 
 
 class Time:
-    """The time of all cores of a test, in seconds."""
+    """The time of one core, or of all cores of a test, in seconds."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
 
 
 class Node:
