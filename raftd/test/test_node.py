@@ -13,7 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd import routing
 from raftd.applier import APPLY_SLICE_S, Applier
+from raftd.core import leader as leader_module
 from raftd.core.messages import (
     Command,
     Entry,
@@ -577,7 +579,6 @@ class MembershipTests(ClusterTestCase):
     def test_promotion_is_refused_to_who_is_far_behind(self) -> None:
         cluster, leader, _ = self.led(1, Journal)
         cluster.start_joiner("n2")
-        cluster.cut_off = None  # type: ignore[attr-defined]
         cluster.partition(["n1"], ["n2"])
         cluster.result(cluster.nodes[leader].join(cluster.members["n2"], 5000))
         for i in range(1100):
@@ -656,6 +657,8 @@ class StopTests(ClusterTestCase):
 
     def test_stop_from_within_an_answer(self) -> None:
         """Whoever is answered may stop the node in the middle of its turn."""
+        self.patch(routing, "MAX_BATCH_COMMANDS", 1)
+        self.patch(leader_module, "MAX_UNCOMMITTED_BYTES", 10)
         for kind in ("write", "read", "refused"):
             alone = Alone(1)
             alone.advance(0.01)
@@ -669,9 +672,9 @@ class StopTests(ClusterTestCase):
                 alone.node.read(answer)
                 others = [alone.read(), alone.propose(b"x")]
             else:
-                self.patch(alone.node._raft.leadership, "_uncommitted_bytes", 1 << 30)
+                # The first is proposed, the second is not, and neither is written.
+                others = [alone.propose(b"x" * 20), alone.read()]
                 alone.node.propose(command(b"w"), answer)
-                others = [alone.propose(b"x"), alone.read()]
             alone.turn()
             alone.log.flush()
             alone.turn()
