@@ -90,7 +90,8 @@ async def become_voter(reactor: IReactorTime, node: Node) -> None:
             stalled_at = reactor.seconds() + STALL_TIMEOUT_S
         elif reactor.seconds() >= stalled_at:
             raise JoinFailed(_why_stalled(node))
-        if status.leader is not None and status.applied_index == status.commit_index > 0:
+        if status.leader is not None and status.commit_index > 0:
+            # Whether it has caught up, the leader knows best.
             await _ask_for_vote(node)
         await pause(reactor)
 

@@ -9,13 +9,14 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd import __version__
@@ -37,6 +38,8 @@ from raftd.storage.directory import DataDirectory, Identity, draw_id
 from raftd.storage.wal import Wal
 from raftd.web.routes import Routes, Site
 
+T = TypeVar("T")
+
 #: The term and index of the entry that every cluster begins with.
 FIRST_TERM = 1
 
@@ -50,6 +53,10 @@ class ServerOptions(msgspec.Struct, frozen=True):
     heartbeat_interval_ms: int = 100
     election_timeout_ms: int = 600
     request_timeout_ms: int = 5_000
+
+
+#: Of one step, far above the number of servers that anybody names.
+MAX_WAITS_BROKEN_OFF = 1_000
 
 
 @implementer(IServer)
@@ -69,6 +76,8 @@ class Server:
         self._on_fatal = on_fatal
         self._directory = DataDirectory(options.data_dir)
         self._name = ""
+        #: The step that was begun last.
+        self._step: Deferred[Any] | None = None
         self._ports: list[IListeningPort] = []
         self._log: Wal | None = None
         self._store = Store()
@@ -94,11 +103,36 @@ class Server:
         identity = self._directory.identity
         return "" if identity is None else identity.name
 
+    def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Take a step, which whoever waits for it, or `stop`, can break off."""
+
+        running = Deferred.fromCoroutine(step)
+        over = False
+
+        def break_off(taken: Deferred[T]) -> None:
+            taken.errback(CancelledError())
+            # Part of what it may wait for takes this for a failure, and the
+            # step goes on to the next server: until there is none.
+            for _ in range(MAX_WAITS_BROKEN_OFF):
+                if over:
+                    break
+                running.cancel()
+
+        def ended(result: T | Failure) -> None:
+            nonlocal over
+            over = True
+            if not taken.called:
+                taken.callback(result)
+
+        self._step = taken = Deferred[T](break_off)
+        running.addBoth(ended)
+        return taken
+
     # -- the name and its port -------------------------------------------------
 
     def take_name(self, name: str) -> Deferred[None]:
         """See `ISetup.take_name`."""
-        return Deferred.fromCoroutine(self._take_name(name))
+        return self._take(self._take_name(name))
 
     async def _take_name(self, name: str) -> None:
         host, port = split_name(name)
@@ -119,7 +153,7 @@ class Server:
 
     def initialize(self) -> Deferred[None]:
         """See `ISetup.initialize`."""
-        return Deferred.fromCoroutine(self._initialize())
+        return self._take(self._initialize())
 
     async def _initialize(self) -> None:
         if self._directory.identity is None:
@@ -139,7 +173,7 @@ class Server:
 
     def join(self, servers: Sequence[str]) -> Deferred[None]:
         """See `ISetup.join`."""
-        return Deferred.fromCoroutine(self._join(tuple(servers)))
+        return self._take(self._join(tuple(servers)))
 
     async def _join(self, servers: tuple[str, ...]) -> None:
         identity = self._begin_join(servers)
@@ -176,7 +210,7 @@ class Server:
 
     def recover(self) -> Deferred[Recovered]:
         """See `ISetup.recover`."""
-        return Deferred.fromCoroutine(self._recover())
+        return self._take(self._recover())
 
     async def _recover(self) -> Recovered:
         log = self._recovered_log()
@@ -238,6 +272,8 @@ class Server:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        if self._step is not None:
+            self._step.cancel()
         ports, self._ports = self._ports, []
         await close(ports)
         # Requests in hand are finished first: they need the node.
