@@ -14,7 +14,6 @@ import treq
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import (
     ConnectError,
-    ConnectingCancelledError,
     ConnectionRefusedError,
     DNSLookupError,
     TimeoutError,
@@ -72,8 +71,8 @@ async def probe(reactor: Any, server: str) -> ServerStatus:
         raise JoinFailed(f"the host of {server} is not known.") from None
     except TimeoutError:
         raise JoinFailed(f"{server} does not answer.") from None
-    except (CancelledError, ConnectingCancelledError):
-        raise CancelledError() from None
+    except CancelledError:
+        raise
     except ConnectError as e:
         raise JoinFailed(f"{server} cannot be reached: {e.osError or e}.") from None
     except Exception:
