@@ -37,8 +37,8 @@ MAX_BYTES_PER_APPEND = 512 << 10
 #: itself.  Beyond it, proposals are refused: a stalled disk or a lost quorum
 #: costs bounded memory.
 MAX_UNCOMMITTED_BYTES = 32 << 20
-#: What an entry takes besides its data, more or less, in that account.
-ENTRY_OVERHEAD_BYTES = 32
+#: What an entry takes in memory besides its data, in that account (measured).
+ENTRY_OVERHEAD_BYTES = 160
 #: How long a new commit index may wait for an AppendEntries to carry it to the
 #: others before a heartbeat does: long enough that under load it costs nothing.
 COMMIT_NOTICE_DELAY_S = 0.001
@@ -249,15 +249,17 @@ class Leadership:
 
     def advance_reads(self, commit_index: int) -> list[tuple[int, int]]:
         """Release the reads that a quorum has confirmed; begin a round for the rest."""
-        released = self._confirmed()
+        released = self._confirmed(commit_index)
         if self.reads.begin_round():
             self._heartbeats(commit_index)
             # With a quorum of one, the round is over as soon as it has begun.
-            released += self._confirmed()
+            released += self._confirmed(commit_index)
         return released
 
-    def _confirmed(self) -> list[tuple[int, int]]:
-        if not len(self.reads):
+    def _confirmed(self, commit_index: int) -> list[tuple[int, int]]:
+        # What is released must be sure to be applied some day: an entry of
+        # this term that is not committed yet may never be.
+        if not len(self.reads) or commit_index < self.term_start_index:
             return []
         rounds = {m: p.round for m, p in self.progress.items()}
         rounds[self._member_id] = self.reads.round

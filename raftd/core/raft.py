@@ -155,6 +155,11 @@ class Raft:
         self._random = random
         self.hard_state = hard_state or HardState()
         self.log = log or Log()
+        if self.log.last_term > self.hard_state.term:
+            raise InvariantViolated(
+                f"the log has an entry of term {self.log.last_term}, and the last term that "
+                f"this node took note of is {self.hard_state.term}: it was lost"
+            )
         self._configurations = ConfigurationHistory(
             configuration or Configuration(), self.log.base_index
         )
@@ -218,7 +223,12 @@ class Raft:
         if self.leadership is not None:
             self._check_quorum(self.leadership, now)
         elif now >= self._election_due:
-            self._pre_campaign(now)
+            if self._hard_state_write > self._persisted_write:
+                # The last vote is not on disk yet.  A slow disk must not make
+                # term after term, none of which it ever reaches.
+                self._reset_election_timer(now)
+            else:
+                self._pre_campaign(now)
         if self.leadership is not None:
             self.leadership.tick(self.commit_index, now)
 
@@ -382,8 +392,12 @@ class Raft:
             self._follow(sender, request.term, now)
             # The leader knows from an answer of ours in this term that our log
             # agrees with its own up to here.
-            if request.leader_commit <= self.log.last_index:
-                self._commit(request.leader_commit)
+            if request.leader_commit > self.log.last_index:
+                raise InvariantViolated(
+                    f"the leader knows entries up to {request.leader_commit} to be durable "
+                    f"here, and the log ends with entry {self.log.last_index}: it was lost"
+                )
+            self._commit(request.leader_commit)
         self._answer(sender, HeartbeatResponse(self.term, confirmed_round), request_id)
 
     def _follow(self, leader: MemberId, term: int, now: float) -> None:
@@ -442,6 +456,7 @@ class Raft:
     def _replace_suffix(
         self, entries: Sequence[Entry], changes: list[tuple[int, Configuration]], now: float
     ) -> None:
+        before = self.configuration
         first = entries[0].index
         if first <= self.log.last_index:
             if first <= self.commit_index:
@@ -453,8 +468,9 @@ class Raft:
             self._configurations.truncate(first)
         self.log.append(entries)
         self._configurations.append(changes)
-        # It may have gained or lost its vote.
-        self._reset_election_timer(now)
+        if self.configuration is not before:
+            # It may have gained or lost its vote.
+            self._reset_election_timer(now)
 
     # -- answers -------------------------------------------------------------
 
@@ -478,7 +494,8 @@ class Raft:
         elif self.leadership is not None:
             if isinstance(response, AppendEntriesResponse):
                 self.leadership.appended(sender, response, now)
-                self._advance_commit(self.leadership)
+                if response.success and response.match_index > self.commit_index:
+                    self._advance_commit(self.leadership)
             else:
                 self.leadership.heartbeat_answered(sender, response, now)
 
@@ -541,20 +558,26 @@ class Raft:
         leadership = self._leader()
         changed = self.configuration.with_promoted(member_id)
         if changed != self.configuration:
-            behind = self.commit_index - leadership.progress[member_id].match_index
-            if behind > MAX_PROMOTION_LAG_ENTRIES:
+            self._check_no_change(leadership)
+            match_index = leadership.progress[member_id].match_index
+            behind = self.commit_index - match_index
+            # A short log is no sign of life: it must have answered as a learner.
+            if behind > MAX_PROMOTION_LAG_ENTRIES or match_index < self.configuration_index:
                 raise NotCaughtUp(f"It is {behind} entries behind the leader.")
         return self._change(changed, now)
 
-    def _change(self, changed: Configuration, now: float) -> int:
+    def _check_no_change(self, leadership: Leadership) -> None:
         """One change at a time, none before this term has committed (Ongaro, 2015)."""
-        leadership = self._leader()
-        if changed == self.configuration:
-            return self.configuration_index
         if self.commit_index < leadership.term_start_index:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
         if self.configuration_index > self.commit_index:
             raise ChangeInProgress("Another membership change is under way. Try again.")
+
+    def _change(self, changed: Configuration, now: float) -> int:
+        leadership = self._leader()
+        if changed == self.configuration:
+            return self.configuration_index
+        self._check_no_change(leadership)
         # Before its entry is appended, so that it is sent to new members too.
         leadership.configure(changed, now)
         data = encode_configuration(changed)

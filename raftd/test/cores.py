@@ -294,7 +294,9 @@ class Node:
         self.tick()
 
     def become_candidate(self) -> None:
-        """By a PreVote that everyone grants; its own vote is durable afterwards."""
+        """By a PreVote that everyone grants; what it promised is durable before and after."""
+        self.collect()
+        self.flush()
         self.time_out()
         for voter in sorted(self.raft.configuration.voter_ids()):
             if self.raft.role is Role.PRE_CANDIDATE and voter != self.id:
