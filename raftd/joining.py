@@ -105,8 +105,8 @@ async def become_member(reactor: IReactorTime, node: Node, *, learner: bool) -> 
             stalled_at = reactor.seconds() + STALL_TIMEOUT_S
         elif reactor.seconds() >= stalled_at:
             raise JoinFailed(_why_stalled(node))
-        caught_up = status.applied_index == status.commit_index > 0
-        if not learner and status.leader is not None and caught_up:
+        if not learner and status.leader is not None and status.commit_index > 0:
+            # Whether it has caught up, the leader knows best.
             await _ask_for_vote(node)
         await pause(reactor)
 

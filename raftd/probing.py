@@ -7,7 +7,7 @@ could not, and so lets the failure be a sentence that helps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import treq
@@ -18,7 +18,10 @@ from twisted.internet.error import (
     DNSLookupError,
     TimeoutError,
 )
-from twisted.web.client import Agent
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, ResponseDone
+from twisted.web.http import PotentialDataLoss
 
 from raftd.errors import JoinFailed, NoLeaderYet
 
@@ -37,8 +40,8 @@ class ServerStatus(msgspec.Struct):
     leader: str | None
 
 
-class _NotReady(msgspec.Struct):
-    """How a raftd server answers that has no cluster yet."""
+class _Unavailable(msgspec.Struct):
+    """How a raftd server answers that has no cluster yet, or too much to do."""
 
     error: str
     message: str
@@ -51,14 +54,21 @@ async def probe(reactor: Any, server: str) -> ServerStatus:
     `JoinFailed` says what is there instead: nothing, something that is not
     raftd, a server without a cluster, or (`NoLeaderYet`) without a leader.
     """
+    asked = Deferred.fromCoroutine(_get(reactor, f"http://{server}/status"))
+
+    def too_late(_: object, _timeout_s: float) -> NoReturn:
+        raise TimeoutError()
+
     try:
-        code, body = await _get(reactor, f"http://{server}/status")
+        code, body = await asked.addTimeout(PROBE_TIMEOUT_S, reactor, too_late)
     except ConnectionRefusedError:
         raise JoinFailed(f"nothing is listening at {server}.") from None
     except DNSLookupError:
         raise JoinFailed(f"the host of {server} is not known.") from None
-    except (TimeoutError, CancelledError):
+    except TimeoutError:
         raise JoinFailed(f"{server} does not answer.") from None
+    except CancelledError:
+        raise
     except ConnectError as e:
         raise JoinFailed(f"{server} cannot be reached: {e.osError or e}.") from None
     except Exception:
@@ -69,8 +79,12 @@ async def probe(reactor: Any, server: str) -> ServerStatus:
 
 def _read(server: str, code: int, body: bytes) -> ServerStatus:
     try:
-        if code == 503 and msgspec.json.decode(body, type=_NotReady).error == "not_ready":
-            raise JoinFailed(f"{server} does not belong to a cluster yet.")
+        if code == 503:
+            reason = msgspec.json.decode(body, type=_Unavailable).error
+            if reason == "not_ready":
+                raise JoinFailed(f"{server} does not belong to a cluster yet.")
+            if reason == "overloaded":
+                raise JoinFailed(f"{server} is too busy to answer; try again.")
         status = msgspec.json.decode(body, type=ServerStatus)
     except msgspec.MsgspecError:
         raise JoinFailed(_foreign(server)) from None
@@ -90,21 +104,35 @@ async def _get(reactor: Any, url: str) -> tuple[int, bytes]:
     """The status code and the body of one GET; no redirect, no proxy."""
     agent = Agent(reactor, connectTimeout=PROBE_TIMEOUT_S)
     response = await treq.get(
-        url,
-        agent=agent,
-        reactor=reactor,
-        timeout=PROBE_TIMEOUT_S,
-        allow_redirects=False,
-        unbuffered=True,
+        url, agent=agent, reactor=reactor, allow_redirects=False, unbuffered=True
     )
-    body = bytearray()
+    body = _Body()
+    response.deliverBody(body)
+    return response.code, await body.whole
 
-    def collect(data: bytes) -> None:
-        if len(body) + len(data) > MAX_STATUS_BYTES:
-            raise ValueError("the body is too long")
-        body.extend(data)
 
-    collected: Deferred[None] = treq.collect(response, collect)
-    collected.addTimeout(PROBE_TIMEOUT_S, reactor)
-    await collected
-    return response.code, bytes(body)
+class _Body(Protocol):
+    """Collects a body, within its bound; whoever gives it up closes the connection."""
+
+    def __init__(self) -> None:
+        self.whole: Deferred[bytes] = Deferred(lambda _: self._hang_up())
+        self._data = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > MAX_STATUS_BYTES:
+            self._data.clear()
+            self.whole.cancel()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.whole.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(bytes(self._data))
+        else:
+            self.whole.errback(reason)
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+        self.whole.errback(ValueError("the body is too long, or took too long"))

@@ -7,8 +7,8 @@ order in which the dialogue, or the options in its place, ask for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -29,6 +29,8 @@ from raftd.node import Node
 from raftd.probing import probe
 from raftd.replica import Replica, ReplicaOptions
 from raftd.web.routes import Routes, Site
+
+T = TypeVar("T")
 
 
 class ServerOptions(msgspec.Struct, frozen=True):
@@ -51,6 +53,8 @@ class Server:
         self._reactor = reactor
         self._options = options
         self._name = ""
+        #: The step that was begun last.
+        self._step: Deferred[Any] | None = None
         self._ports: list[IListeningPort] = []
         self._store = Store()
         self._replica = Replica(
@@ -80,9 +84,14 @@ class Server:
     def recorded_name(self) -> str:
         return self._replica.recorded_name
 
+    def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Take a step, which `stop` can break off."""
+        self._step = taken = Deferred.fromCoroutine(step)
+        return taken
+
     def take_name(self, name: str) -> Deferred[None]:
         """See `ISetup.take_name`."""
-        return Deferred.fromCoroutine(self._take_name(name))
+        return self._take(self._take_name(name))
 
     async def _take_name(self, name: str) -> None:
         self._replica.check_name(name)
@@ -96,16 +105,16 @@ class Server:
 
     def initialize(self) -> Deferred[None]:
         """See `ISetup.initialize`."""
-        return Deferred.fromCoroutine(self._replica.initialize(self._name))
+        return self._take(self._replica.initialize(self._name))
 
     def join(self, servers: Sequence[str]) -> Deferred[None]:
         """See `ISetup.join`."""
         joining = self._replica.join(self._name, servers, learner=self._options.learner)
-        return Deferred.fromCoroutine(joining)
+        return self._take(joining)
 
     def recover(self) -> Deferred[Recovered]:
         """See `ISetup.recover`."""
-        return Deferred.fromCoroutine(self._replica.recover())
+        return self._take(self._replica.recover())
 
     def _show(self, node: Node) -> None:
         """Let HTTP see the node."""
@@ -116,6 +125,8 @@ class Server:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        if self._step is not None:
+            self._step.cancel()
         ports, self._ports = self._ports, []
         await close(ports)
         # Requests in hand are finished first: they need the node.

@@ -45,8 +45,8 @@ MAX_BYTES_PER_APPEND = 512 << 10
 #: itself.  Beyond it, proposals are refused: a stalled disk or a lost quorum
 #: costs bounded memory.
 MAX_UNCOMMITTED_BYTES = 32 << 20
-#: What an entry takes besides its data, more or less, in that account.
-ENTRY_OVERHEAD_BYTES = 32
+#: What an entry takes in memory besides its data, in that account (measured).
+ENTRY_OVERHEAD_BYTES = 160
 #: A learner this close to the leader's commit index has caught up: few enough
 #: entries that it is level again within a heartbeat.
 MAX_PROMOTION_LAG_ENTRIES = 1024
@@ -118,6 +118,7 @@ class Leadership:
         self,
         changes: Sequence[Change],
         changed: Configuration,
+        configuration_index: int,
         commit_index: int,
         now: float,
         *,
@@ -130,9 +131,12 @@ class Leadership:
             progress = None
             if isinstance(change, Promote):
                 progress = self.progress.get(change.member_id)
-            behind = 0 if progress is None else commit_index - progress.match_index
-            if behind > MAX_PROMOTION_LAG_ENTRIES:
-                raise NotCaughtUp(f"It is {behind} entries behind the leader.")
+            if progress is not None:
+                # A short log is no sign of life: it must have answered as a learner.
+                behind = commit_index - progress.match_index
+                silent = progress.match_index < configuration_index
+                if behind > MAX_PROMOTION_LAG_ENTRIES or silent:
+                    raise NotCaughtUp(f"It is {behind} entries behind the leader.")
         if not force and not self.is_live_quorum(changed, now):
             raise ChangeRefused(
                 "Of the voters that there would be, too few answer at the moment to decide "
@@ -323,15 +327,19 @@ class Leadership:
 
     def advance_reads(self, commit_index: int, now: float) -> list[tuple[int, int]]:
         """Release the reads that a quorum has confirmed; begin a round for the rest."""
-        released = self._confirmed()
+        released = self._confirmed(commit_index)
         if self.reads.wants_round:
             self._heartbeats(commit_index, now)
             # With a quorum of one, the round is over as soon as it has begun.
-            released += self._confirmed()
+            released += self._confirmed(commit_index)
         return released
 
-    def _confirmed(self) -> list[tuple[int, int]]:
+    def _confirmed(self, commit_index: int) -> list[tuple[int, int]]:
         if not len(self.reads) and not self._settings.lease_reads:
+            return []
+        # What is released must be sure to be applied some day: an entry of
+        # this term that is not committed yet may never be.
+        if commit_index < self.term_start_index:
             return []
         rounds = {m: p.round for m, p in self.progress.items()}
         rounds[self._member_id] = self.reads.round

@@ -134,9 +134,18 @@ class Raft:
         self._random = random
         self._outbox = Outbox(hard_state or HardState())
         self.log = log or Log()
+        if self.log.last_term > self.term:
+            raise InvariantViolated(
+                f"the log has an entry of term {self.log.last_term}, and the last term that "
+                f"this node took note of is {self.term}: it was lost"
+            )
         snapshot = snapshot or SnapshotMetadata(0, 0, Configuration(), 0)
         restored = snapshot.last_included_index
         self.log.fit(snapshot)
+        if snapshot.last_included_term > self.term:
+            # It became durable before the term in which it was received, and
+            # nobody was told anything in that term.
+            self._set_hard_state(snapshot.last_included_term, NOBODY)
         self._configurations = ConfigurationHistory(snapshot.configuration, restored)
         behind = self.log.entries(restored + 1, self.log.last_index)
         self._configurations.append(configurations_in(behind))
@@ -198,7 +207,12 @@ class Raft:
             self._check_quorum(self.leadership, now)
             self._check_disk(now)
         elif now >= self._election_due:
-            self._pre_campaign(now)
+            if not self._outbox.is_hard_state_durable:
+                # The last vote is not on disk yet.  A slow disk must not make
+                # term after term, none of which it ever reaches.
+                self._reset_election_timer(now)
+            else:
+                self._pre_campaign(now)
         if self.leadership is not None:
             self.leadership.tick(self.commit_index, now)
 
@@ -378,8 +392,12 @@ class Raft:
             self._follow(sender, request.term, now)
             # The leader knows from an answer of ours in this term that our log
             # agrees with its own up to here.
-            if request.leader_commit <= self.log.last_index:
-                self._commit(request.leader_commit)
+            if request.leader_commit > self.log.last_index:
+                raise InvariantViolated(
+                    f"the leader knows entries up to {request.leader_commit} to be durable "
+                    f"here, and the log ends with entry {self.log.last_index}: it was lost"
+                )
+            self._commit(request.leader_commit)
         self._answer(sender, HeartbeatResponse(self.term, confirmed_round), request_id)
 
     def _follow(self, leader: MemberId, term: int, now: float) -> None:
@@ -438,6 +456,7 @@ class Raft:
     def _replace_suffix(
         self, entries: Sequence[Entry], changes: list[tuple[int, Configuration]], now: float
     ) -> None:
+        before = self.configuration
         first = entries[0].index
         if first <= self.log.last_index:
             if first <= self.commit_index:
@@ -449,8 +468,9 @@ class Raft:
             self._configurations.truncate(first)
         self.log.append(entries)
         self._configurations.append(changes)
-        # It may have gained or lost its vote.
-        self._reset_election_timer(now)
+        if self.configuration is not before:
+            # It may have gained or lost its vote.
+            self._reset_election_timer(now)
 
     def _timeout_now(
         self, sender: MemberId, request: TimeoutNow, request_id: int, now: float
@@ -511,7 +531,7 @@ class Raft:
         There is a durable snapshot at `snapshot_index`: drop what it replaces,
         but for a tail that lets slow followers catch up without it.
 
-        The first index that storage must keep.
+        The index up to which storage need not keep anything.
         """
         self.log.compact(snapshot_index - self.settings.snapshot_tail_entries)
         self._configurations.compact(self.log.base_index)
@@ -549,7 +569,8 @@ class Raft:
         elif self.leadership is not None:
             if isinstance(response, AppendEntriesResponse):
                 self.leadership.appended(sender, response, now)
-                self._advance_commit(self.leadership)
+                if response.success and response.match_index > self.commit_index:
+                    self._advance_commit(self.leadership)
             elif isinstance(response, HeartbeatResponse):
                 self.leadership.heartbeat_answered(sender, response, now)
 
@@ -631,7 +652,9 @@ class Raft:
             return self.configuration_index
         if self.configuration_index > self.commit_index:
             raise ChangeInProgress("Another membership change is under way. Try again.")
-        leadership.check_change(changes, changed, self.commit_index, now, force=force)
+        leadership.check_change(
+            changes, changed, self.configuration_index, self.commit_index, now, force=force
+        )
         return self._append_configuration(leadership, changed, now)
 
     def _append_configuration(
@@ -643,6 +666,8 @@ class Raft:
         leadership.configure(changed, now)
         index = leadership.append(EntryKind.CONFIGURATION, (data,), now)
         self._configurations.append([(index, changed)])
+        # With fewer voters, what was held up by those who left may be committed.
+        self._advance_commit(leadership)
         return index
 
     def transfer(self, successor: MemberId | None, now: float) -> None:

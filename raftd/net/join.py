@@ -4,6 +4,8 @@ Joining: the one conversation of a node that is not a member yet.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -52,18 +54,13 @@ def request_join(
     node itself answered, as `NameTaken`, `NoLeader`, `NotReady` or
     `WrongCluster`.
     """
-    joining = Deferred.fromCoroutine(
-        _Joining(clock, server_name, member, cluster_id).run(server_endpoint, timeout_s)
-    )
-    timer = clock.callLater(timeout_s + GRACE_S, joining.cancel)
+    attempt = _Joining(clock, server_name, member, cluster_id)
+    joining = Deferred.fromCoroutine(attempt.run(server_endpoint, timeout_s))
 
-    def done(result: object) -> object:
-        if timer.active():
-            timer.cancel()
-        return result
+    def too_late(_: object, _timeout_s: float) -> NoReturn:
+        raise JoinFailed(f"{server_name} {attempt.missing} within {timeout_s:.0f} s.")
 
-    joining.addBoth(done)
-    return joining
+    return joining.addTimeout(timeout_s + GRACE_S, clock, too_late)
 
 
 class _Joining:
@@ -77,6 +74,8 @@ class _Joining:
         self._member = member
         self._identity = LocalIdentity(member, cluster_id)
         self._deadline = 0.0
+        #: What the server has not done yet, for the sentence that says so.
+        self.missing = "could not be reached"
 
     async def run(self, endpoint: IStreamClientEndpoint, timeout_s: float) -> JoinAnswer:
         self._deadline = self._clock.seconds() + timeout_s

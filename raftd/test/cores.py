@@ -116,10 +116,10 @@ class Disk:
 
 
 class Time:
-    """The time of all cores of a test, in seconds."""
+    """The time of one core, or of all cores of a test, in seconds."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
 
 
 class Node:
@@ -294,7 +294,9 @@ class Node:
         self.tick()
 
     def become_candidate(self) -> None:
-        """By a PreVote that everyone grants; its own vote is durable afterwards."""
+        """By a PreVote that everyone grants; what it promised is durable before and after."""
+        self.collect()
+        self.flush()
         self.time_out()
         for voter in sorted(self.raft.configuration.voter_ids()):
             if self.raft.role is Role.PRE_CANDIDATE and voter != self.id:

@@ -209,15 +209,22 @@ class StubTransport:
 
 
 class RecordingLog(MemoryLog):
-    """Counts what it is given."""
+    """Keeps what it is given, and minds being given anything after its end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.writes: list[list[Entry]] = []
+        self.closed = False
+
+    def close(self) -> Deferred[None]:
+        self.closed = True
+        return super().close()
 
     def write(
         self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
     ) -> None:
+        if self.closed:
+            raise AssertionError("a write after the log was closed")
         self.writes.append([*entries])
         super().write(number, hard_state, entries)
 

@@ -363,6 +363,7 @@ class Reads(SynchronousTestCase):
             with self.assertRaises(Overloaded):
                 leader.read(3)
             leader.take()
+            leader.acknowledge(2, leader.raft.log.last_index)
             leader.respond(2, HeartbeatResponse(1, 1))
             leader.collect()
             self.assertEqual([c for c, _ in leader.reads], [0, 1, 2])

@@ -1,45 +1,27 @@
 """
-The node's driver in a cluster in memory: leaders, disks, reads, members, and stopping.
+The node's driver in a cluster in memory: leaders, disks, reads, and what clients are told.
 
 Numbers in names are those of the list of defects that other systems have shipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
-
-from raftd.applier import APPLY_SLICE_S, Applier
 from raftd.core.messages import (
-    Command,
-    Entry,
-    EntryKind,
-    Heartbeat,
-    Member,
     RequestVote,
-    Response,
-    encode_command,
 )
 from raftd.core.settings import Settings
 from raftd.errors import (
     DidNotHappen,
-    InvariantViolated,
     NoLeader,
     NoQuorum,
-    NotCaughtUp,
     NotLeader,
     OutcomeUnknown,
-    PeerUnreachable,
-    RaftdError,
     Stopped,
     StorageFailed,
 )
 from raftd.interfaces import PutResult, Value
-from raftd.joining import become_voter
 from raftd.kv.database import Database
 from raftd.kv.store import Store
 from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, SlowJournal, command
@@ -48,7 +30,6 @@ from raftd.testing import Cluster
 HEARTBEAT_S = 0.1
 ELECTION_S = 0.6
 REQUEST_S = 5.0
-SETTINGS = Settings(heartbeat_interval_ms=100, election_timeout_ms=600)
 
 
 class LeaderTests(ClusterTestCase):
@@ -490,318 +471,3 @@ class OutcomeTests(ClusterTestCase):
         cluster.await_leader()
         cluster.await_agreement()
         self.assertEqual(cluster.machines[one].operations, [])
-
-
-class MembershipTests(ClusterTestCase):
-    def _joined(self, cluster: Cluster[Journal], name: str, through: str) -> Member:
-        cluster.start_joiner(name)
-        member = cluster.members[name]
-        found = cluster.result(cluster.nodes[through].join(member, 5000))
-        self.assertIn(member, found.learners)
-        return member
-
-    def test_39_join_through_a_follower(self) -> None:
-        cluster, _, (follower, _) = self.led(3, Journal)
-        self.written(cluster, follower, b"before")
-        self._joined(cluster, "n4", follower)
-        cluster.advance_until(lambda: cluster.nodes["n4"].status().applied_index > 0)
-        self.assertEqual(cluster.nodes["n4"].status().role, "learner")
-        self.assertFalse(cluster.nodes["n4"].is_settled_voter)
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n4"])))
-        self.assertTrue(cluster.nodes["n4"].is_settled_voter)
-        self.assertEqual(cluster.machines["n4"].operations, [b"before"])
-        self.written(cluster, "n4", b"after")
-
-    def test_40_joining_again_changes_nothing(self) -> None:
-        cluster, leader, (follower, _) = self.led(3, Journal)
-        member = self._joined(cluster, "n4", follower)
-        cluster.await_agreement()
-        last = cluster.nodes[leader].status().last_index
-        for name in (leader, follower):
-            found = cluster.result(cluster.nodes[name].join(member, 5000))
-            self.assertEqual(found.learners, (member,))
-        joiner = cluster.nodes["n4"]
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
-        cluster.await_agreement()
-        self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
-        cluster.crash("n4")
-        cluster.restart("n4")
-        cluster.await_agreement()
-        self.assertTrue(cluster.nodes["n4"].is_settled_voter)
-        found = cluster.result(cluster.nodes[follower].join(member, 5000))
-        self.assertIn(member, found.voters)
-        self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
-
-    def test_joiner_that_gave_up_counts_for_no_quorum(self) -> None:
-        cluster, leader, _ = self.led(1, Journal)
-        self._joined(cluster, "n2", leader)
-        cluster.crash("n2", power_lost=True)
-        self.written(cluster, leader, b"alone")
-        cluster.restart("n2")
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n2"])))
-        self.assertEqual(cluster.machines["n2"].operations, [b"alone"])
-
-    def test_joiner_that_lags_a_little_becomes_a_voter_under_load(self) -> None:
-        """Its disk is slower than the others', so it never has applied all it knows of."""
-        cluster, leader, _ = self.led(3, Journal)
-        self._joined(cluster, "n4", leader)
-        joiner = cluster.nodes["n4"]
-        cluster.logs["n4"].delay_seconds = 0.03
-        voter = Deferred.fromCoroutine(become_voter(cluster.clock, joiner))
-        for i in range(2000):
-            self.propose(cluster, leader, b"%d" % i)
-            cluster.advance(0.002)
-            if voter.called:
-                break
-        self.assertTrue(voter.called, "four seconds of load, and no voter")
-        self.successResultOf(voter)
-
-    def test_change_without_a_quorum_ends_in_time(self) -> None:
-        cluster, leader, others = self.led(3, Journal)
-        cluster.start_joiner("n4")
-        cluster.partition([leader], others)
-        joined = cluster.nodes[leader].join(cluster.members["n4"], 2000)
-        failed: list[Any] = []
-        joined.addErrback(failed.append)
-        cluster.advance(1.9)
-        self.assertEqual(failed, [])
-        cluster.advance(0.2)
-        self.assertEqual(len(failed), 1)
-        self.assertIsInstance(failed[0].value, RaftdError)
-
-    def test_promotion_is_refused_to_who_is_far_behind(self) -> None:
-        cluster, leader, _ = self.led(1, Journal)
-        cluster.start_joiner("n2")
-        cluster.cut_off = None  # type: ignore[attr-defined]
-        cluster.partition(["n1"], ["n2"])
-        cluster.result(cluster.nodes[leader].join(cluster.members["n2"], 5000))
-        for i in range(1100):
-            self.propose(cluster, leader, b"%d" % i)
-        cluster.advance(0.1)
-        refused = cluster.nodes[leader].promote(2, 5000)
-        self.failureResultOf(refused, NotCaughtUp)
-
-    def test_status_of_leader_follower_and_learner(self) -> None:
-        cluster, leader, (follower, _) = self.led(3, Journal)
-        self._joined(cluster, "n4", follower)
-        cluster.await_agreement()
-        cluster.advance(0.2)
-        status = cluster.nodes[leader].status()
-        self.assertEqual(status.role, "leader")
-        self.assertEqual(status.leader, cluster.members[leader])
-        self.assertEqual([m.member.name for m in status.members], ["n1", "n2", "n3", "n4"])
-        self.assertEqual([m.role for m in status.members], ["voter"] * 3 + ["learner"])
-        last = status.last_index
-        for seen in status.members:
-            self.assertEqual((seen.match_index, seen.next_index), (last, last + 1))
-            assert seen.last_contact_ms is not None
-            self.assertLess(seen.last_contact_ms, 150)
-        learner = cluster.nodes["n4"].status()
-        self.assertEqual(learner.role, "learner")
-        self.assertEqual(learner.leader, cluster.members[leader])
-        self.assertIsNone(learner.members[0].match_index)
-        self.assertEqual(learner.applied_index, last)
-
-
-class StopTests(ClusterTestCase):
-    def test_stop_answers_everything_once(self) -> None:
-        cluster, leader, (follower, other) = self.led(3, Journal)
-        cluster.partition([leader], [follower], [other])
-        sent = self.propose(cluster, leader, b"sent")
-        forwarded = self.propose(cluster, follower, b"forwarded")
-        reads = [self.read(cluster, leader), self.read(cluster, follower)]
-        cluster.start_joiner("n4")
-        changes = [
-            cluster.nodes[name].join(cluster.members["n4"], 5000) for name in (leader, follower)
-        ]
-        ends: list[Any] = []
-        for change in changes:
-            change.addBoth(ends.append)
-        cluster.advance(0.01)
-        self.assertEqual(ends, [])
-        queued = self.propose(cluster, leader, b"queued")
-        asked = cluster.nodes[leader].forwarded([command(b"of a peer")], 5000)
-        index = cluster.nodes[leader].forwarded_read(5000)
-        for name in (leader, follower):
-            cluster.stop(name)
-        self.assertOutcome(sent, OutcomeUnknown)
-        self.assertOutcome(forwarded, OutcomeUnknown)
-        self.assertOutcome(queued, Stopped)
-        for read in reads:
-            self.assertOutcome(read, DidNotHappen)
-        self.assertEqual(len(ends), 2)
-        for end in ends:
-            end.trap(RaftdError)
-        self.assertIsInstance(self.successResultOf(asked)[0], Stopped)
-        self.failureResultOf(index, NotLeader, Stopped)
-
-    def test_stopped_node_takes_nothing_on(self) -> None:
-        alone = Alone(1)
-        alone.advance(0.01)
-        self.assertEqual(alone.node.status().role, "leader")
-        self.successResultOf(alone.node.stop())
-        self.assertOutcome(alone.propose(b"w"), Stopped)
-        self.assertOutcome(alone.read(), Stopped)
-        self.failureResultOf(alone.node.receive(2, Heartbeat(1, 0, 0)), Stopped)
-        self.failureResultOf(alone.node.forwarded([command(b"w")], 1000), NotLeader, Stopped)
-        self.failureResultOf(alone.node.forwarded_read(1000), NotLeader, Stopped)
-        self.failureResultOf(alone.node.join(Member(9, "n9"), 1000), Stopped)
-        self.failureResultOf(alone.node.promote(9, 1000), Stopped)
-        self.assertEqual(alone.clock.getDelayedCalls(), [])
-
-    def test_stop_from_within_an_answer(self) -> None:
-        """Whoever is answered may stop the node in the middle of its turn."""
-        for kind in ("write", "read", "refused"):
-            alone = Alone(1)
-            alone.advance(0.01)
-            stopped: list[Deferred[Any]] = []
-            answer: Answer[Any] = Answer(partial(self._stop, alone, stopped))
-            others: list[Answer[Any]] = []
-            if kind == "write":
-                alone.node.propose(command(b"w"), answer)
-                others = [alone.propose(b"x"), alone.read()]
-            elif kind == "read":
-                alone.node.read(answer)
-                others = [alone.read(), alone.propose(b"x")]
-            else:
-                self.patch(alone.node._raft.leadership, "_uncommitted_bytes", 1 << 30)
-                alone.node.propose(command(b"w"), answer)
-                others = [alone.propose(b"x"), alone.read()]
-            alone.turn()
-            alone.log.flush()
-            alone.turn()
-            self.assertTrue(answer.given, kind)
-            self.successResultOf(stopped[0])
-            for other in others:
-                self.assertTrue(other.given, kind)
-            self.assertEqual(alone.fatal, [], kind)
-            self.assertEqual(alone.clock.getDelayedCalls(), [], kind)
-            self.assertEqual(self.flushLoggedErrors(), [], kind)
-
-    def _stop(self, alone: Alone, stopped: list[Deferred[Any]], _: object) -> None:
-        stopped.append(alone.node.stop())
-
-    def test_state_machine_that_raises_stops_the_node(self) -> None:
-        class Broken(Journal):
-            def apply(self, index: int, time_ms: int, command: Command) -> bytes:
-                raise ZeroDivisionError("it cannot")
-
-        alone = Alone(1, Broken())
-        alone.advance(0.01)
-        write, read = alone.propose(b"w"), alone.read()
-        alone.advance(0.01)
-        self.assertOutcome(write, OutcomeUnknown)
-        self.assertEqual(len(read.outcomes), 1)
-        self.assertEqual(len(alone.fatal), 1)
-        self.assertIsInstance(alone.fatal[0], InvariantViolated)
-        self.assertIn("it cannot", str(alone.fatal[0]))
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-
-    def test_state_machine_without_a_result_stops_the_node(self) -> None:
-        """Rather than being given the same command again and again."""
-
-        class Forgetful(Journal):
-            def apply(
-                self, index: int, time_ms: int, command: Command
-            ) -> Generator[None, None, bytes]:
-                self.operations.append(command.operation)
-                if len(self.operations) > 100:
-                    raise AssertionError("applied over and over")
-                yield
-                return None  # type: ignore[return-value]
-
-        machine = Forgetful()
-        alone = Alone(1, machine)
-        alone.advance(0.01)
-        write = alone.propose(b"w")
-        alone.advance(0.01)
-        self.assertOutcome(write, OutcomeUnknown)
-        self.assertEqual(machine.operations, [b"w"])
-        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
-
-    def test_defect_in_any_input_stops_the_node(self) -> None:
-        """An input that was half taken leaves a core that nobody can trust."""
-        for name in ("persisted", "receive_request", "receive_response"):
-            alone = Alone(2)
-
-            def broken(*_: object) -> None:
-                raise ZeroDivisionError("a defect")
-
-            alone.advance(1.3)  # it asks for a pre-vote
-            (_, answer) = alone.transport.peers[2].sent[-1]
-            self.patch(alone.node._raft, name, broken)
-            if name == "receive_response":
-                answer.errback(PeerUnreachable("gone"))
-                self.patch(alone.node._raft, "unreachable", broken)
-                alone.advance(1.3)
-                alone.transport.peers[2].sent[-1][1].errback(PeerUnreachable("gone"))
-            elif name == "receive_request":
-                response: Deferred[Response] = alone.node.receive(2, Heartbeat(9, 0, 0))
-                self.failureResultOf(response, RaftdError)
-            else:
-                # A vote asked for in a new term has to be made durable.
-                alone.node.receive(2, RequestVote(9, 1, 1, True)).addErrback(lambda _: None)
-                alone.advance(0.01)
-            self.assertEqual(len(alone.fatal), 1, name)
-            self.assertIsInstance(alone.fatal[0], InvariantViolated, name)
-            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1, name)
-
-
-class ApplierTests(SynchronousTestCase):
-    """`Applier` by itself: order, slices, and who waits for an index."""
-
-    def setUp(self) -> None:
-        self.alone = Alone(1)
-        self.machine = SlowJournal()
-        self.machine.clock = self.clock = self.alone.clock
-        self.events: list[object] = []
-        self.applier = Applier(self.clock, self.machine, 0, self._applied)
-
-    def _applied(self, entry: Entry, result: bytes) -> None:
-        self.assertEqual(self.applier.applied_index, entry.index)
-        self.events.append((entry.index, result))
-
-    def _add(self, first: int, *operations: bytes) -> None:
-        self.applier.add(
-            Entry(i, 1, EntryKind.COMMAND, 0, encode_command(Command(operation)))
-            for i, operation in enumerate(operations, first)
-        )
-
-    def test_answers_come_in_the_order_of_the_log(self) -> None:
-        for index in (2, 1, 3, 2):
-            self.applier.when_applied(index, partial(self.events.append, index))
-        self._add(1, b"a", b"b")
-        self.assertFalse(self.applier.run())
-        self.assertEqual(self.events, [(1, b"1"), 1, (2, b"2"), 2, 2])
-        self.applier.when_applied(2, lambda: self.events.append("at once"))
-        self.assertEqual(self.events[-1], "at once")
-        self._add(3, b"c")
-        self.applier.run()
-        self.assertEqual(self.events[-2:], [(3, b"3"), 3])
-        self.assertFalse(self.applier.run())
-
-    def test_53_slices(self) -> None:
-        self.machine.steps = 10
-        self._add(1, b"slow", b"after")
-        slices = 1
-        while True:
-            began = self.clock.seconds()
-            more = self.applier.run()
-            spent = self.clock.seconds() - began
-            self.assertLessEqual(spent, APPLY_SLICE_S + self.machine.step_s)
-            if not more:
-                break
-            slices += 1
-        self.assertGreater(slices, 3)
-        self.assertEqual(self.machine.operations, [b"slow", b"after"])
-
-    def test_whoever_waits_may_wait_for_more(self) -> None:
-        def again() -> None:
-            self.events.append("first")
-            self.applier.when_applied(2, lambda: self.events.append("second"))
-
-        self.applier.when_applied(1, again)
-        self._add(1, b"a", b"b")
-        self.applier.run()
-        self.assertEqual(self.events, [(1, b"1"), "first", (2, b"2"), "second"])

@@ -713,6 +713,7 @@ class Section6(SynchronousTestCase):
         self.assertEqual(leader.raft.commit_index, 1)
         leader.flush()
         leader.acknowledge(2, 2)
+        leader.acknowledge(4, 2)
         leader.promote(4)
         # From now on a majority is three of four.
         leader.flush()

@@ -28,7 +28,7 @@ from raftd.core.messages import (
 )
 from raftd.core.raft import Role
 from raftd.core.reads import ReadQueue
-from raftd.errors import ChangeInProgress, InvariantViolated
+from raftd.errors import ChangeInProgress, InvariantViolated, NotCaughtUp
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
@@ -85,6 +85,18 @@ def pass_only(cluster: Cluster, *directions: tuple[int, int]) -> None:
 
 
 class Elections(SynchronousTestCase):
+    def test_01_a_single_voter_with_a_slow_disk_is_elected_all_the_same(self) -> None:
+        # It waits for its vote's flush rather than begin term after term.
+        node = Node(1, configuration([1]))
+        node.tick()
+        node.collect()
+        for _ in range(5):  # a flush takes longer than two election timeouts
+            node.time.now += 2.05 * ELECTION_S
+            node.tick()
+            node.collect()
+        node.flush()
+        self.assertEqual((node.raft.role, node.raft.term), (Role.LEADER, 1))
+
     def test_01_no_vote_leaves_before_it_is_durable(self) -> None:
         node = follower()
         node.receive(1, RequestVote(2, 0, 0))
@@ -568,8 +580,20 @@ class Reads(SynchronousTestCase):
         leader.take()
         leader.respond(2, HeartbeatResponse(2, 1))
         leader.collect()
+        # Confirmed, but the entry that it must see may never be committed.
+        self.assertEqual(leader.reads, [])
+        leader.acknowledge(2, 3)
+        leader.collect()
         self.assertEqual(leader.reads, [(7, 3)])
-        self.assertEqual(leader.applied, [])
+
+    def test_23_a_read_that_waits_for_the_first_entry_is_lost_with_the_leadership(self) -> None:
+        leader = leader_of(3, (1, 1), term=1)
+        leader.read(7)
+        leader.take()
+        leader.respond(2, HeartbeatResponse(2, 1))
+        leader.respond(2, HeartbeatResponse(3, 0))
+        leader.collect()
+        self.assertEqual((leader.reads, leader.lost_reads), ([], [7]))
 
     def test_24_each_read_is_confirmed_by_a_round_begun_after_it_arrived(self) -> None:
         leader = leader_of(3)
@@ -636,6 +660,7 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.reads, [])
         self.assertEqual(leader.raft.term, 3)
+        leader.acknowledge(2, leader.raft.log.last_index)
         leader.respond(2, HeartbeatResponse(3, 1))
         leader.collect()
         self.assertEqual([context for context, _ in leader.reads], [8])
@@ -753,7 +778,26 @@ class Membership(SynchronousTestCase):
         self.assertEqual(leader.raft.log.last_index, first)
         leader.flush()
         leader.acknowledge(3, first)
+        leader.acknowledge(4, first)
         self.assertEqual(leader.promote(4), first + 1)
+
+    def test_36_a_learner_that_never_answered_gets_no_vote(self) -> None:
+        # With its vote, the cluster of one would be one of two, and dead.
+        leader = leader_of(1)
+        leader.add_learner(2)
+        leader.flush()
+        with self.assertRaises(NotCaughtUp):
+            leader.promote(2)
+
+    def test_51_entries_that_were_acknowledged_and_are_gone_stop_the_node(self) -> None:
+        node = Node(2, configuration([1, 2, 3]), disk=Disk(log_of([1]), HardState(1)))
+        with self.assertRaises(InvariantViolated):
+            node.answer(1, Heartbeat(1, 5, 0))
+
+    def test_51_a_term_that_was_lost_stops_the_node(self) -> None:
+        disk = Disk(log_of([1, 3]), HardState(1))
+        with self.assertRaises(InvariantViolated):
+            Node(1, configuration([1, 2, 3]), disk=disk)
 
     def test_35_a_learner_that_does_not_know_of_its_vote_votes(self) -> None:
         node = Node(4, configuration([1, 2, 3], learners=[4]))

@@ -1,0 +1,166 @@
+"""What a probe makes of what it finds at an address."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd import joining, probing
+from raftd.core.messages import Member
+from raftd.errors import (
+    ChangeInProgress,
+    JoinFailed,
+    NameTaken,
+    NotCaughtUp,
+    PeerUnreachable,
+    RaftdError,
+)
+from raftd.interfaces import NodeStatus
+from raftd.joining import become_voter
+from raftd.node import Node
+from raftd.probing import NoLeaderYet, probe
+from raftd.test.servers import ServerTestCase, free_name, http
+
+STATUS = {"name": "n:1", "member_id": "1", "cluster_id": "2", "leader": "n:1", "more": 3}
+JSON = b"Content-Type: application/json\r\n"
+
+
+class ProbeTests(ServerTestCase):
+    async def _probe(self, words: bytes | None, close: bool = True) -> probing.ServerStatus:
+        return await probe(reactor, self.listen(words, close))
+
+    async def _says(self, error: type[RaftdError], part: str, words: bytes | None) -> None:
+        name = self.listen(words, close=words is not None)
+        await self.refused(Deferred.fromCoroutine(probe(reactor, name)), error, name, part)
+
+    async def test_status(self) -> None:
+        status = await self._probe(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
+        self.assertEqual((status.name, status.leader), ("n:1", "n:1"))
+
+    async def test_no_leader(self) -> None:
+        body = msgspec.json.encode({**STATUS, "leader": None})
+        await self._says(NoLeaderYet, "no leader", http(b"200 OK", body, JSON))
+
+    async def test_unavailable(self) -> None:
+        for code, part in (("not_ready", "cluster yet"), ("overloaded", "busy")):
+            body = msgspec.json.encode({"error": code, "message": "x"})
+            words = http(b"503 Service Unavailable", body, JSON)
+            await self._says(JoinFailed, part, words)
+
+    async def test_not_raftd(self) -> None:
+        for words in (
+            b"",
+            b"220 mail.example ESMTP\r\n",
+            b"\x15\x03\x01\x00\x02\x02\x46",
+            http(b"200 OK", b"It works!"),
+            http(b"404 Not Found", b""),
+            http(b"200 OK", b"{}", JSON),
+            http(b"200 OK", b'{"name": 1}', JSON),
+            http(b"503 Service Unavailable", b'{"error": "x", "message": "x"}', JSON),
+            http(b"200 OK", b"[" * 100_000, JSON),
+            http(b"301 Moved Permanently", b"", b"Location: http://127.0.0.1:1/status\r\n"),
+        ):
+            await self._says(JoinFailed, "is not a raftd server", words)
+
+    async def test_body_without_end(self) -> None:
+        self.patch(probing, "MAX_STATUS_BYTES", 1000)
+        words = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + b" " * 5000
+        name = self.listen(words, close=False)
+        await self.refused(
+            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, name, "not a raftd"
+        )
+
+    async def test_silence(self) -> None:
+        self.patch(probing, "PROBE_TIMEOUT_S", 0.2)
+        await self._says(JoinFailed, "does not answer", None)
+        name = self.listen(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", close=False)
+        await self.refused(
+            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, name, "does not answer"
+        )
+
+    async def test_nobody(self) -> None:
+        name = free_name()
+        await self.refused(
+            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, "nothing is listening"
+        )
+
+    async def test_given_up(self) -> None:
+        """It ends at once, and nothing is left of it; trial sees to that."""
+        for words in (None, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"):
+            asked = Deferred.fromCoroutine(probe(reactor, self.listen(words, close=False)))
+            asked.cancel()
+            self.failureResultOf(asked, CancelledError, JoinFailed)
+
+
+class LearnerStub:
+    """A node as `become_voter` sees it."""
+
+    member = Member(7, "n7:1")
+
+    def __init__(self, outcomes: list[RaftdError | None]) -> None:
+        self.is_settled_voter = False
+        self.outcomes = outcomes
+        self.asked = 0
+        self.last = self.applied = 5
+        self.commit = 9
+        self.leader: Member | None = Member(1, "n1:1")
+
+    def status(self) -> NodeStatus:
+        leader, last = self.leader, self.last
+        return NodeStatus(
+            self.member, 1, "learner", 1, leader, 1, last, self.commit, self.applied, 0, 1.0, ()
+        )
+
+    async def promote(self, member_id: int, timeout_ms: int) -> None:
+        assert member_id == self.member.id
+        self.asked += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else PeerUnreachable("x")
+        if outcome is not None:
+            raise outcome
+        self.is_settled_voter = True
+
+
+class BecomeVoterTests(SynchronousTestCase):
+    def _begin(self, *outcomes: RaftdError | None) -> tuple[Clock, LearnerStub, list[Any]]:
+        clock, learner = Clock(), LearnerStub([*outcomes])
+        ended: list[Any] = []
+        voter: Deferred[Any]
+        voter = Deferred.fromCoroutine(become_voter(clock, cast(Node, learner)))
+        voter.addBoth(ended.append)
+        return clock, learner, ended
+
+    def _let(self, clock: Clock, seconds: float) -> None:
+        clock.pump([joining.POLL_INTERVAL_S] * int(seconds / joining.POLL_INTERVAL_S))
+
+    def test_asks_although_it_has_not_applied_all_it_knows_of(self) -> None:
+        clock, learner, ended = self._begin(NotCaughtUp("x"), ChangeInProgress("x"), None)
+        self._let(clock, 1.0)
+        self.assertEqual((learner.asked, ended), (3, [None]))
+
+    def test_asks_again_when_no_answer_came(self) -> None:
+        clock, learner, ended = self._begin(PeerUnreachable("x"), PeerUnreachable("x"), None)
+        self._let(clock, 1.0)
+        self.assertEqual((learner.asked, ended), (3, [None]))
+
+    def test_refusal_ends_it(self) -> None:
+        _, learner, (failure,) = self._begin(NameTaken("It is taken."))
+        failure.trap(JoinFailed)
+        self.assertEqual((str(failure.value), learner.asked), ("It is taken.", 1))
+
+    def test_stall(self) -> None:
+        for leader, part in ((None, "Can the other members connect"), ("n1:1", "sent nothing")):
+            clock, learner, ended = self._begin()
+            learner.leader = None if leader is None else Member(1, leader)
+            for _ in range(5):
+                self._let(clock, joining.STALL_TIMEOUT_S - 1)
+                self.assertEqual(ended, [], "entries still come")
+                learner.last += 1
+            self._let(clock, joining.STALL_TIMEOUT_S + 1)
+            (failure,) = ended
+            failure.trap(JoinFailed)
+            self.assertIn(part, str(failure.value))
