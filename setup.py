@@ -28,7 +28,9 @@ setup(
     # Twisted looks for plugins; without it, setuptools maps single packages.
     package_dir={"": "."},
     package_data={"raftd": ["py.typed"]},
-    entry_points={"console_scripts": ["raftd = raftd.tap:main"]},
+    entry_points={
+        "console_scripts": ["raftd = raftd.tap:main", "raftd-rescue = raftd.rescue:main"],
+    },
     python_requires=">=3.10",
     install_requires=["twisted", "treq", "incremental", "msgspec", "httptools"],
     extras_require={

@@ -12,7 +12,9 @@ from raftd.errors import BadAnswer
 #: The longest host name that DNS allows (RFC 1035, section 2.3.4).
 MAX_HOST_LENGTH = 253
 
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
+#: RFC 1123, section 2.1; an underscore is none of its characters, and others
+#: could not connect to such a name.
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*\.?")
 
 
 def split_name(name: str) -> tuple[str, int]:

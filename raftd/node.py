@@ -73,6 +73,9 @@ from raftd.interfaces import (
 from raftd.routing import RETRY_DELAY_S, Router
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 
+#: How long a member that was removed goes on, for the answers that it owes.
+FAREWELL_S = 0.5
+
 
 class _Seen:
     """What the observers have been told."""
@@ -142,6 +145,8 @@ class Node:
 
         self._turn_call: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
+        #: The end of a member that was removed.
+        self._farewell: IDelayedCall | None = None
 
         self._observers: list[Observer] = []
         self._seen = _Seen(self._raft.term)
@@ -219,7 +224,7 @@ class Node:
 
     def _halt(self) -> None:
         self._running = False
-        for call in (self._turn_call, self._timer):
+        for call in (self._turn_call, self._timer, self._farewell):
             if call is not None and call.active():
                 call.cancel()
         self._router.stop()
@@ -390,8 +395,10 @@ class Node:
         names = ", ".join(sorted(m.name for m in configuration.members().values()))
         self._log.info("The members are {names}.", names=names)
         self._tell(MembershipChanged(self._seen.configuration_index, configuration))
-        if self.member.id in configuration.removed:
-            self.fail(Removed(f"{self.member.name} was removed from the cluster."))
+        if self.member.id in configuration.removed and self._farewell is None:
+            # Not at once: whoever has asked for it through this node is to be told.
+            reason = Removed(f"{self.member.name} was removed from the cluster.")
+            self._farewell = self._clock.callLater(FAREWELL_S, self.fail, reason)
 
     def _leader_changed(self) -> None:
         self._router.leader_changed()
@@ -608,7 +615,7 @@ class Node:
             last_index=raft.log.last_index,
             commit_index=raft.commit_index,
             applied_index=raft.applied_index,
-            snapshot_index=raft.log.base_index,
+            snapshot_index=self._snapshotter.latest_index,
             uptime_seconds=now - self._started_at,
             members=tuple(
                 self._member_status(member, now)

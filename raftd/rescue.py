@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import msgspec
 from twisted.python import usage
+from zope.interface import implementer
 
 from raftd.core.log import Log
 from raftd.core.membership import (
@@ -28,10 +28,10 @@ from raftd.core.membership import (
     configurations_in,
     encode_configuration,
 )
-from raftd.core.messages import Entry, EntryKind, HardState, Member
+from raftd.core.messages import Command, Entry, EntryKind, HardState, Member
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import BadAnswer, Fatal, RaftdError
-from raftd.interfaces import Stage
+from raftd.interfaces import IRestore, IStateMachine, Stage
 from raftd.storage.directory import DataDirectory, draw_id
 from raftd.storage.snapshots import SnapshotStore
 from raftd.storage.wal import Wal
@@ -57,6 +57,32 @@ class _Calls:
             call(*args)
 
 
+@implementer(IStateMachine)
+class _Blind:
+    """A state machine to which a snapshot can be given, only to have it checked."""
+
+    def apply(self, index: int, time_ms: int, command: Command) -> bytes:
+        return b""
+
+    def snapshot(self) -> Iterator[bytes]:
+        return iter(())
+
+    def restore(self) -> IRestore:
+        return _BlindRestore()
+
+    def digest(self) -> bytes:
+        return b""
+
+
+@implementer(IRestore)
+class _BlindRestore:
+    def write(self, data: bytes) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 class Survivor:
     """A member's directory, opened without its node."""
 
@@ -70,12 +96,16 @@ class Survivor:
             raise BadAnswer(f"{path} is not the directory of a member of a cluster.")
         self.identity = identity
         self._calls = _Calls()
-        snapshots = SnapshotStore(self._directory.snapshots_path, self._calls)
+        snapshots = SnapshotStore(
+            self._directory.snapshots_path,
+            self._calls,  # type: ignore[arg-type]
+        )
         self._wal = Wal.open(
             self._directory.log_path,
             identity.member_id,
             reactor=self._calls,  # type: ignore[arg-type]
         )
+        snapshots.recover(_Blind(), self._wal.base_index)
         snapshot = snapshots.latest or SnapshotMetadata(0, 0, Configuration(), 0)
         self._log = Log(self._wal.entries, self._wal.base_index, self._wal.base_term)
         self._log.fit(snapshot)
@@ -115,8 +145,8 @@ class Survivor:
         leaves a node that the former others refuse, and this can be repeated.
         """
         cluster_id = draw_id()
-        identity = msgspec.structs.replace(self.identity, cluster_id=cluster_id)
-        self._directory.change_cluster(identity)
+        self._directory.change_cluster(cluster_id)
+        identity = self.identity
         me = Member(identity.member_id, identity.name)
         known = {*self.configuration.members(), *self.configuration.removed}
         configuration = Configuration(
@@ -159,8 +189,10 @@ class Options(usage.Options):
     )
     optFlags = [["yes", None, "Do not ask: it has been read and decided before."]]  # noqa: RUF012
 
-    def parseArgs(self, directory: str) -> None:
-        self["directory"] = directory
+    def parseArgs(self, *args: str) -> None:
+        if len(args) != 1:
+            raise usage.UsageError("one directory, please.")
+        (self["directory"],) = args
 
 
 def main(

@@ -102,6 +102,12 @@ class Snapshotter:
         self._stopped = True
         return self._store.close()
 
+    @property
+    def latest_index(self) -> int:
+        """The last included index of the newest snapshot; 0 if there is none."""
+        latest = self._store.latest
+        return 0 if latest is None else latest.last_included_index
+
     # -- taking one ----------------------------------------------------------
 
     def applied(self, entry: Entry) -> None:

@@ -215,6 +215,9 @@ class DataDirectory:
         if self._lock is None:
             raise InvariantViolated(f"{self.path} is not open")
         self._check_change(identity)
+        self._write(identity)
+
+    def _write(self, identity: Identity) -> None:
         temporary = self._identity_path + ".tmp"
         data = encode_identity(identity)
         try:
@@ -256,6 +259,16 @@ class DataDirectory:
             new.stage is not Stage.MEMBER or new.cluster_id != old.cluster_id
         ):
             raise InvariantViolated("a member stays one, of the same cluster")
+
+    def change_cluster(self, cluster_id: int) -> None:
+        """
+        Make a member's directory that of another cluster; durable when it returns.
+
+        Only for one that goes on alone, because the others are lost for good.
+        """
+        if self.identity is None or self.identity.stage is not Stage.MEMBER:
+            raise InvariantViolated("only a member can leave its cluster behind")
+        self._write(msgspec.structs.replace(self.identity, cluster_id=cluster_id))
 
     def discard_log(self) -> None:
         """

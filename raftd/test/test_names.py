@@ -15,7 +15,6 @@ class NameTests(SynchronousTestCase):
             "127.0.0.1:1": ("127.0.0.1", 1),
             "[::1]:65535": ("::1", 65535),
             "db-1.example.org:80": ("db-1.example.org", 80),
-            "my_host:4001": ("my_host", 4001),
         }.items():
             self.assertEqual(split_name(name), parts)
 
@@ -38,6 +37,8 @@ class NameTests(SynchronousTestCase):
             "http://localhost:4001",
             "localhost/db:4001",
             "::1:4001",
+            "my_host:4001",
+            "-host:4001",
             "[::1:4001",
             "[localhost]:4001",
             "[127.0.0.1]:4001",

@@ -251,6 +251,7 @@ class BoundTests(ClusterTestCase):
     def test_what_a_leader_appends_ahead_of_its_disk_is_bounded(self) -> None:
         """The disk has a bound of its own, and to reach it stops the node."""
         self.patch(leader_module, "MAX_UNCOMMITTED_BYTES", 1000)
+        self.patch(leader_module, "ENTRY_OVERHEAD_BYTES", 0)
         self.patch(routing, "MAX_BATCH_BYTES", 200)
         alone = Alone(1, delay_seconds=None)
         answers = [alone.propose(b"x" * 90) for _ in range(40)]
