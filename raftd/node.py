@@ -70,6 +70,7 @@ from raftd.interfaces import (
     MemberStatus,
     NodeStatus,
 )
+from raftd.moving import MovingPeer
 from raftd.routing import RETRY_DELAY_S, Router
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 
@@ -363,11 +364,15 @@ class Node:
         self._configuration = self._raft.configuration
         others = self._configuration.members()
         others.pop(self.member.id, None)
-        known = {peer.member for peer in self._peers.values()}
-        for member in known - set(others.values()):
-            self._peers.pop(member.id).close()
-        for member in sorted(set(others.values()) - known):
-            self._peers[member.id] = self._transport.peer(member)
+        for member_id in self._peers.keys() - others.keys():
+            self._peers.pop(member_id).close()
+        for member in sorted(others.values()):
+            former = self._peers.get(member.id)
+            if former is None:
+                self._peers[member.id] = self._transport.peer(member)
+            elif former.member != member:
+                peer = self._transport.peer(member)
+                self._peers[member.id] = MovingPeer(former, peer)
 
     def _look_at_leader(self) -> None:
         raft, seen = self._raft, self._seen

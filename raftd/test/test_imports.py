@@ -59,6 +59,7 @@ NODE = (
     "changes",
     "events",
     "handle",
+    "moving",
     "requests",
     "routing",
     "snapshotting",
@@ -142,7 +143,7 @@ TABLE = {
         ),
         ("twisted.internet", "twisted.python"),
     ),
-    "rescue": Rule((*CONTRACT, "core", "storage"), ("msgspec", "twisted")),
+    "rescue": Rule((*CONTRACT, "core", "storage"), ("msgspec", "twisted", "zope")),
     "server": Rule(
         (
             "",

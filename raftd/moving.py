@@ -1,0 +1,71 @@
+"""A member that was given another name, as the others see it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred, gatherResults
+from zope.interface import implementer
+
+from raftd.core.membership import Change, Configuration
+from raftd.core.messages import MemberId, Request, Response
+from raftd.errors import RaftdError
+from raftd.interfaces import IPeer
+
+
+@implementer(IPeer)
+class MovingPeer:
+    """
+    A member under two names: asked under the former one until it answers
+    under the new one.
+
+    A change of name takes effect at once, and the member is still where it
+    was: were it not asked there any more, it would never hear of its new name.
+
+    Invariant: `_former` is None once `_new` has been connected.
+    """
+
+    def __init__(self, former: IPeer, new: IPeer) -> None:
+        self.member = new.member
+        self._former: IPeer | None = former
+        self._new = new
+
+    def _answering(self) -> IPeer:
+        if self._former is not None:
+            if not self._new.connected:
+                return self._former
+            former, self._former = self._former, None
+            former.close()
+        return self._new
+
+    @property
+    def connected(self) -> bool:
+        return self._answering().connected
+
+    @property
+    def refusal(self) -> str:
+        return self._answering().refusal
+
+    def send(self, request: Request) -> Deferred[Response]:
+        return self._answering().send(request)
+
+    def forward(
+        self, commands: Sequence[bytes], timeout_ms: int
+    ) -> Deferred[list[bytes | RaftdError]]:
+        return self._answering().forward(commands, timeout_ms)
+
+    def read_index(self, timeout_ms: int) -> Deferred[int]:
+        return self._answering().read_index(timeout_ms)
+
+    def change_membership(
+        self, changes: Sequence[Change], force: bool, timeout_ms: int
+    ) -> Deferred[Configuration]:
+        return self._answering().change_membership(changes, force, timeout_ms)
+
+    def transfer(self, successor: MemberId | None, timeout_ms: int) -> Deferred[None]:
+        return self._answering().transfer(successor, timeout_ms)
+
+    def close(self) -> Deferred[None]:
+        former, self._former = self._former, None
+        peers = [self._new] if former is None else [former, self._new]
+        return gatherResults([peer.close() for peer in peers]).addCallback(lambda _: None)
