@@ -14,21 +14,23 @@ step is taken again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamClientEndpoint
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from raftd.clock import warn_unless_monotonic
 from raftd.core.membership import Configuration, encode_configuration
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
-from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed
+from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped
 from raftd.events import Event, MembershipChanged
 from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, Recovered, Stage
@@ -45,6 +47,8 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
 from raftd.storage.directory import DataDirectory, Identity, draw_id
 from raftd.storage.snapshots import SnapshotStore
 from raftd.storage.wal import Wal
+
+T = TypeVar("T")
 
 #: The term of the entry that every cluster begins with.
 FIRST_TERM = 1
@@ -118,6 +122,9 @@ class Replica(Handle):
         self._wal: Wal | None = None
         self._snapshots: SnapshotStore | None = None
         self._ports: list[IListeningPort] = []
+        #: The step that was begun last, and whether it is too late for any.
+        self._step: Deferred[Any] | None = None
+        self._is_stopping = False
         self._peer_identity = LocalIdentity()
         self.peer_factory = PeerServerFactory(reactor, self._peer_identity)
 
@@ -166,8 +173,14 @@ class Replica(Handle):
 
         In a new directory: of a new cluster, or, with `join`, of the one that
         has these members.  `listen` false: the program puts `peer_factory` on a
-        port itself, before.  Errors as of the single steps.
+        port itself, before.  Errors as of the single steps; `Stopped` if `stop`
+        was called meanwhile.
         """
+        await self._unless_stopped(self._start(name, join, learner, insecure, listen))
+
+    async def _start(
+        self, name: str, join: Sequence[str], learner: bool, insecure: bool, listen: bool
+    ) -> None:
         self.open()
         self.check_name(name)
         if listen:
@@ -178,6 +191,18 @@ class Replica(Handle):
             await self.join(name, join, learner=learner)
         else:
             await self.initialize(name)
+
+    def _unless_stopped(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Take a step that `stop` breaks off."""
+        taken = self._step = Deferred.fromCoroutine(step)
+
+        def ended(result: T | Failure) -> T | Failure:
+            if isinstance(result, Failure) and self._is_stopping:
+                result.trap(CancelledError, Stopped)
+                raise Stopped("This node is stopping.")
+            return result
+
+        return taken.addBoth(ended)
 
     async def listen(self, name: str, *, insecure: bool = False) -> None:
         """
@@ -218,6 +243,9 @@ class Replica(Handle):
         Returns when this node is a voter, or a learner, whose log has caught
         up.  `JoinFailed` says why not; it may then be called again.
         """
+        await self._unless_stopped(self._join(name, servers, learner))
+
+    async def _join(self, name: str, servers: Sequence[str], learner: bool) -> None:
         identity = self._begin_join(name, tuple(servers))
         if identity.cluster_id:
             # It may be a voter already, and must not be silent while it asks.
@@ -360,6 +388,9 @@ class Replica(Handle):
 
     async def stop(self) -> None:
         """Hand leadership over, flush, disconnect and unlock; returns when that is done."""
+        self._is_stopping = True
+        if self._step is not None:
+            self._step.cancel()
         ports, self._ports = self._ports, []
         await close(ports)
         if self._node is not None:
