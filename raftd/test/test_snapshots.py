@@ -649,7 +649,7 @@ class MemoryTests(SynchronousTestCase):
         finished = self.take(self.store, 8, LARGE)
         self.clock.pump([0.01] * 30)
         after = self.store.crash()
-        self.clock.pump([1.0] * 10)
+        self.clock.pump([0.01] * 3000)
         self.assertNoResult(finished)
         machine = DictMachine()
         after.recover(machine)
