@@ -180,14 +180,19 @@ class Server:
         if identity.cluster_id:
             # It may be a voter already, and must not be silent while it asks.
             self._run_node()
-        answer = await ask_to_join(
-            self._reactor,
-            self._service.endpoint_for,
-            identity.join_servers,
-            self._member(),
-            identity.cluster_id,
-        )
-        self._record(cluster_id=answer.cluster_id)
+        try:
+            answer = await ask_to_join(
+                self._reactor,
+                self._service.endpoint_for,
+                identity.join_servers,
+                self._member(),
+                identity.cluster_id,
+            )
+            self._record(cluster_id=answer.cluster_id)
+        except JoinFailed:
+            # If it is a member, it can go on without the server that let it in.
+            if not identity.cluster_id or not self._run_node().is_member:
+                raise
         await become_voter(self._reactor, self._run_node())
         self._record(stage=Stage.MEMBER)
 

@@ -20,6 +20,9 @@ import msgspec
 from raftd.core.messages import Entry, EntryKind, Member, MemberId
 from raftd.errors import ChangeRefused, NameTaken, ProtocolViolation
 
+#: Members of a cluster, learners included: everybody who talks to everybody.
+MAX_MEMBERS = 64
+
 
 class Configuration(msgspec.Struct, array_like=True, frozen=True):
     """The members by role, each tuple sorted by id.  The data of its log entry."""
@@ -53,21 +56,25 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
         """
         `member` added without a vote.  Unchanged if it is a member already.
 
-        `NameTaken` if another id has its name; `ChangeRefused` if its id has
-        another name.
+        A learner of its name, which never had a vote and has given up, makes
+        way.  `NameTaken` if a voter has its name; `ChangeRefused` if its id has
+        another name, or if there are too many members.
         """
         for other in self.members().values():
-            if other.name == member.name and other.id != member.id:
+            if other.name == member.name and other.id != member.id and self.is_voter(other.id):
                 raise NameTaken(
                     f"{member.name} is already a member of this cluster with another "
                     f"identity ({other.id:016x}); its directory was lost or replaced. "
-                    "Join under another name, or remove that member first."
+                    "Join under another name."
                 )
             if other.id == member.id and other.name != member.name:
                 raise ChangeRefused(f"member {member.id:016x} has the name {other.name}.")
         if member.id in self.members():
             return self
-        return msgspec.structs.replace(self, learners=_sorted((*self.learners, member)))
+        learners = [other for other in self.learners if other.name != member.name]
+        if len(self.voter_ids()) + len(learners) >= MAX_MEMBERS:
+            raise ChangeRefused(f"A cluster has at most {MAX_MEMBERS} members.")
+        return msgspec.structs.replace(self, learners=_sorted((*learners, member)))
 
     def with_promoted(self, member_id: MemberId) -> Configuration:
         """The learner given a vote.  Unchanged if it is a voter already."""

@@ -20,8 +20,9 @@ from twisted.python.failure import Failure
 
 from raftd.core import messages
 from raftd.core.messages import Member, MemberId, Response
-from raftd.errors import NotReady, PeerRefused, ProtocolViolation
+from raftd.errors import BadAnswer, NotReady, PeerRefused, ProtocolViolation
 from raftd.interfaces import INodeRPC
+from raftd.names import split_name
 from raftd.net.boxes import BoxConnection
 from raftd.net.commands import (
     RAFT,
@@ -36,13 +37,16 @@ from raftd.net.commands import (
     ReadIndexRequest,
     ReadIndexResponse,
 )
-from raftd.net.handshake import LocalIdentity, answer_hello, check_name, is_joiner
+from raftd.net.handshake import LocalIdentity, answer_hello, is_joiner
 
 #: How long a connection may take to say Hello.
 HELLO_TIMEOUT_S = 5.0
 
 #: Connections that have not said Hello yet; the oldest goes when one more comes.
 MAX_STRANGERS = 64
+
+#: Joiners that are being answered; the oldest goes when one more comes.
+MAX_JOINERS = 64
 
 #: Names of which the last refusal is remembered, so that each is logged once.
 MAX_REFUSALS_REMEMBERED = 256
@@ -76,7 +80,7 @@ class PeerServerFactory(ServerFactory):
         # A member that connects again has lost the connection it had before,
         # whatever this end knows of it.
         self._members: dict[tuple[MemberId, str], PeerServer] = {}
-        self._joiners: set[PeerServer] = set()
+        self._joiners: dict[PeerServer, None] = {}
         self._refusals: dict[str, str] = {}
         self._closed = False
 
@@ -107,7 +111,9 @@ class PeerServerFactory(ServerFactory):
         self._refusals.pop(hello.name, None)
         del self._strangers[server]
         if is_joiner(hello):
-            self._joiners.add(server)
+            self._joiners[server] = None
+            if len(self._joiners) > MAX_JOINERS:
+                next(iter(self._joiners)).abort("too many nodes that want to join")
             return answer
         former = self._members.pop((hello.member_id, hello.channel), None)
         if former is not None:
@@ -120,7 +126,7 @@ class PeerServerFactory(ServerFactory):
     def forget(self, server: PeerServer) -> None:
         """`server` is closed."""
         self._strangers.pop(server, None)
-        self._joiners.discard(server)
+        self._joiners.pop(server, None)
         if self._members.get(server.key) is server:
             del self._members[server.key]
 
@@ -268,7 +274,10 @@ class _Joiner:
 def _join(
     rpc: INodeRPC, identity: LocalIdentity, request: JoinRequest, *, forwarded: bool
 ) -> Deferred[JoinResponse]:
-    check_name(request.name)
+    try:
+        split_name(request.name)
+    except BadAnswer as e:
+        raise ProtocolViolation(f"a Join with a name that leads nowhere: {e}") from None
     if request.member_id == messages.NOBODY:
         raise ProtocolViolation("a Join without an id")
     member = Member(request.member_id, request.name)

@@ -94,8 +94,8 @@ def answer_hello(identity: LocalIdentity, hello: HelloRequest) -> HelloResponse:
         raise WrongMember(
             f"{hello.name} looks for member {hello.to_member_id:016x} at {hello.to_name}, but "
             f"member {me.id:016x} answers there: the directory of {hello.to_name} was lost or "
-            "replaced. Start it with its old directory, or remove the old member from the "
-            "cluster."
+            "replaced. Start it with its old directory, or let the new one join under "
+            "another name."
         )
     if hello.member_id == me.id:
         raise WrongMember(
