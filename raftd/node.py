@@ -593,6 +593,11 @@ class Node:
         return self._raft.configuration_at(self._raft.commit_index)
 
     @property
+    def is_member(self) -> bool:
+        """Whether this node is in the configuration in force here, committed or not."""
+        return self.member.id in self._raft.configuration.members()
+
+    @property
     def is_settled_voter(self) -> bool:
         """Whether this node has applied the configuration in force, and has a vote in it."""
         return (

@@ -250,15 +250,20 @@ class Replica(Handle):
         if identity.cluster_id:
             # It may be a voter already, and must not be silent while it asks.
             self._run_node()
-        answer = await ask_to_join(
-            self._reactor,
-            self._endpoint_for,
-            identity.join_servers,
-            self._member(),
-            identity.cluster_id,
-            self._probe,
-        )
-        self._record(cluster_id=answer.cluster_id)
+        try:
+            answer = await ask_to_join(
+                self._reactor,
+                self._endpoint_for,
+                identity.join_servers,
+                self._member(),
+                identity.cluster_id,
+                self._probe,
+            )
+            self._record(cluster_id=answer.cluster_id)
+        except JoinFailed:
+            # If it is a member, it can go on without the server that let it in.
+            if not identity.cluster_id or not self._run_node().is_member:
+                raise
         await become_member(self._reactor, self._run_node(), learner=learner)
         self._record(stage=Stage.MEMBER)
 

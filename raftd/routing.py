@@ -196,7 +196,7 @@ class Router:
         queued = deque((*self._writes, *self._forwarded))
         self._writes.clear()
         self._forwarded.clear()
-        while batch := _take_batch(queued):
+        while batch := _take_batch(queued, now):
             self._propose_batch(batch, now)
 
     def _propose_batch(self, batch: list[Request], now: float) -> None:
@@ -255,7 +255,7 @@ class Router:
         for _ in range(MAX_FORWARDS_IN_FLIGHT - len(self._forwards)):
             if leader is None or self.retry_at > now:
                 return
-            batch = _take_batch(self._writes)
+            batch = _take_batch(self._writes, now)
             if not batch:
                 return
             self._forward(leader, batch, now)
@@ -395,8 +395,12 @@ def _unusable(data: bytes) -> RaftdError | None:
     return None
 
 
-def _take_batch(queue: deque[Request]) -> list[Request]:
-    """From the front of `queue`: requests that are still open, within the bounds of a batch."""
+def _take_batch(queue: deque[Request], now: float) -> list[Request]:
+    """
+    From the front of `queue`: requests that are still open, within the bounds of a batch.
+
+    One whose time is up is not sent any more, so that it certainly did not happen.
+    """
     batch: list[Request] = []
     size = 0
     while queue and len(batch) < MAX_BATCH_COMMANDS:
@@ -404,7 +408,7 @@ def _take_batch(queue: deque[Request]) -> list[Request]:
         if batch and size + len(request.data) > MAX_BATCH_BYTES:
             break
         queue.popleft()
-        if request.state is State.QUEUED:
+        if request.state is State.QUEUED and request.deadline > now:
             batch.append(request)
             size += len(request.data)
     return batch

@@ -26,7 +26,7 @@ from raftd.core.messages import (
 from raftd.core.raft import Raft
 from raftd.core.ready import Piece
 from raftd.core.snapshot import SnapshotMetadata
-from raftd.errors import Fatal, RaftdError, SnapshotDamaged, StorageFailed
+from raftd.errors import Fatal, RaftdError, SnapshotDamaged, Stopped, StorageFailed
 from raftd.interfaces import (
     ILogStorage,
     IPeer,
@@ -108,6 +108,11 @@ class Snapshotter:
         latest = self._store.latest
         return 0 if latest is None else latest.last_included_index
 
+    def _ended(self, failure: Failure) -> None:
+        """A step has failed; when the node is stopping, that is what was wanted."""
+        if not (self._stopped and failure.check(Stopped)):
+            self._defect(failure)
+
     # -- taking one ----------------------------------------------------------
 
     def applied(self, entry: Entry) -> None:
@@ -125,7 +130,7 @@ class Snapshotter:
             self._taking = True
             self._bytes_since = 0
             taken = Deferred.fromCoroutine(self._take())
-            taken.addErrback(self._defect)
+            taken.addErrback(self._ended)
 
     async def _take(self) -> None:
         index = self._applier.applied_index
@@ -184,7 +189,7 @@ class Snapshotter:
             return
         self._sending.add(member_id)
         sent = Deferred.fromCoroutine(self._send(member_id, peer))
-        sent.addErrback(self._defect)
+        sent.addErrback(self._ended)
 
     async def _send(self, member_id: MemberId, peer: IPeer) -> None:
         term = self._raft.term
@@ -247,7 +252,7 @@ class Snapshotter:
     def keep(self, piece: Piece) -> None:
         """Keep a piece that the leader has sent, and answer it."""
         kept = Deferred.fromCoroutine(self._keep(piece))
-        kept.addErrback(self._defect)
+        kept.addErrback(self._ended)
 
     async def _keep(self, piece: Piece) -> None:
         request = piece.request
@@ -282,7 +287,7 @@ class Snapshotter:
         if not self._restoring:
             self._restoring = True
             restored = Deferred.fromCoroutine(self._restore())
-            restored.addErrback(self._defect)
+            restored.addErrback(self._ended)
 
     async def _restore(self) -> None:
         metadata = None

@@ -26,6 +26,9 @@ MAX_REMOVED = 256
 #: Changes that a member asks another for at once.
 MAX_CHANGES = 64
 
+#: Members of a cluster, learners included: everybody who talks to everybody.
+MAX_MEMBERS = 64
+
 
 class Configuration(msgspec.Struct, array_like=True, frozen=True):
     """The members by role, each tuple sorted by id.  The data of its log entry."""
@@ -102,14 +105,21 @@ class _Roster:
         known = self.find(member.id)
         if known is not None and known.name != member.name:
             raise ChangeRefused(f"Member {member.id:016x} has the name {known.name}.")
-        self.check_name(member)
         if member.id in self._removed:
             raise ChangeRefused(
                 f"Member {member.id:016x} was removed from this cluster. Empty its "
                 "directory and let it join as a new member."
             )
-        if known is None:
-            self.learners[member.id] = member
+        if known is not None:
+            return
+        for other in list(self.learners.values()):
+            if other.name == member.name:
+                # It never had a vote, and somebody else is there now.
+                self.remove(other.id)
+        self.check_name(member)
+        if len(self.voters) + len(self.learners) >= MAX_MEMBERS:
+            raise ChangeRefused(f"A cluster has at most {MAX_MEMBERS} members.")
+        self.learners[member.id] = member
 
     def check_name(self, member: Member) -> None:
         for other in (*self.voters.values(), *self.learners.values()):
@@ -150,7 +160,11 @@ class _Roster:
 
 
 class AddLearner(msgspec.Struct, array_like=True, frozen=True, tag="add_learner"):
-    """Let a member in, without a vote.  Nothing if it is a member already."""
+    """
+    Let a member in, without a vote.  Nothing if it is a member already.
+
+    A learner of its name makes way: it has given up, or lost its directory.
+    """
 
     member: Member
 

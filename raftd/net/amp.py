@@ -21,8 +21,9 @@ from twisted.python.failure import Failure
 from raftd.core import messages
 from raftd.core.membership import AddLearner, Change, Rename
 from raftd.core.messages import Member, MemberId, Response
-from raftd.errors import NotReady, PeerRefused, ProtocolViolation
+from raftd.errors import BadAnswer, NotReady, PeerRefused, ProtocolViolation
 from raftd.interfaces import INodeRPC
+from raftd.names import split_name
 from raftd.net.boxes import BoxConnection
 from raftd.net.commands import (
     RAFT,
@@ -39,13 +40,16 @@ from raftd.net.commands import (
     TransferLeadershipRequest,
     TransferLeadershipResponse,
 )
-from raftd.net.handshake import LocalIdentity, answer_hello, check_name, is_joiner
+from raftd.net.handshake import LocalIdentity, answer_hello, is_joiner
 
 #: How long a connection may take to say Hello.
 HELLO_TIMEOUT_S = 5.0
 
 #: Connections that have not said Hello yet; the oldest goes when one more comes.
 MAX_STRANGERS = 64
+
+#: Joiners that are being answered; the oldest goes when one more comes.
+MAX_JOINERS = 64
 
 #: Names of which the last refusal is remembered, so that each is logged once.
 MAX_REFUSALS_REMEMBERED = 256
@@ -80,7 +84,7 @@ class PeerServerFactory(ServerFactory):
         # A member that connects again has lost the connection it had before,
         # whatever this end knows of it.
         self._members: dict[tuple[MemberId, str], PeerServer] = {}
-        self._joiners: set[PeerServer] = set()
+        self._joiners: dict[PeerServer, None] = {}
         self._refusals: dict[str, str] = {}
         self._closed = False
         identity.on_removed = self._drop_members
@@ -118,7 +122,9 @@ class PeerServerFactory(ServerFactory):
         self._refusals.pop(hello.name, None)
         del self._strangers[server]
         if is_joiner(hello):
-            self._joiners.add(server)
+            self._joiners[server] = None
+            if len(self._joiners) > MAX_JOINERS:
+                next(iter(self._joiners)).abort("too many nodes that want to join")
             return answer
         former = self._members.pop((hello.member_id, hello.channel), None)
         if former is not None:
@@ -131,7 +137,7 @@ class PeerServerFactory(ServerFactory):
     def forget(self, server: PeerServer) -> None:
         """`server` is closed."""
         self._strangers.pop(server, None)
-        self._joiners.discard(server)
+        self._joiners.pop(server, None)
         if self._members.get(server.key) is server:
             del self._members[server.key]
 
@@ -286,6 +292,7 @@ class _Joiner:
     def join(self, request: JoinRequest) -> Deferred[JoinResponse]:
         if (request.member_id, request.name) != (self._joiner.id, self._joiner.name):
             raise ProtocolViolation("a joiner that asks for somebody else")
+        _check_leads_somewhere(request.name)
         # Whoever is asked passes it on to the leader, so `forwarded` is false.
         answer = self._rpc.change_membership(
             [AddLearner(self._joiner)], False, _timeout_ms(request.timeout_ms), forwarded=False
@@ -300,9 +307,16 @@ def _check_change(change: Change) -> None:
     if not messages.NOBODY < member_id < 1 << 64:
         raise ProtocolViolation("a change of membership without an id")
     if isinstance(change, AddLearner):
-        check_name(change.member.name)
+        _check_leads_somewhere(change.member.name)
     elif isinstance(change, Rename):
-        check_name(change.name)
+        _check_leads_somewhere(change.name)
+
+
+def _check_leads_somewhere(name: str) -> None:
+    try:
+        split_name(name)
+    except BadAnswer as e:
+        raise ProtocolViolation(f"the name of a member that leads nowhere: {e}") from None
 
 
 def _timeout_ms(asked_ms: int) -> int:

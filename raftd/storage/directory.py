@@ -190,9 +190,10 @@ class DataDirectory:
         elif self.identity.log_created and not has_log:
             raise DirectoryDamaged(
                 f"The log of {self.identity.name}, {self.log_path}, is missing, and with "
-                "it what this node has promised the others. Restore the whole directory; "
-                "or remove this member from its cluster, empty the directory and join "
-                "again as a new member."
+                "it what this node has promised the others. Remove this member from its "
+                "cluster, empty the directory and join again as a new member. Do not restore "
+                "an older copy of the directory: it has forgotten what this node has "
+                "promised since."
             )
 
     def _keep_identity(self) -> None:

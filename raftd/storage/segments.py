@@ -56,8 +56,9 @@ _TEMPORARY = re.compile(r"[0-9]{20}\.tmp")
 #: What a person can do about a damaged log.
 ADVICE = (
     "The node does not start with what is left. Look at the disk; then remove this "
-    "member from the cluster, empty the directory and join again as a new member, "
-    "or restore the whole directory from a copy made while the node was stopped."
+    "member from the cluster, empty the directory and join again as a new member. Do not "
+    "restore an older copy of the directory: it has forgotten what this node has promised "
+    "since."
 )
 
 

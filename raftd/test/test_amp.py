@@ -591,6 +591,19 @@ class RoutingTests(SynchronousTestCase):
             self.assertTrue(served.is_aborted)
             self.assertEqual(served.node.asked, [])
 
+    def test_a_joiner_needs_a_name_that_leads_somewhere(self) -> None:
+        for name in ("no port", "b:0", "a b:1"):
+            served = Served(msgspec.structs.replace(JOINER_HELLO, name=name))
+            served.send(request(commands.JoinRequest(ALICE.id, name, 500)))
+            self.assertTrue(served.is_aborted, name)
+            self.assertEqual(served.node.asked, [])
+
+    def test_joiners_are_bounded(self) -> None:
+        self.patch(net_amp, "MAX_JOINERS", 2)
+        pair = Pair(connect=False)
+        joiners = [Served(JOINER_HELLO, pair) for _ in range(3)]
+        self.assertEqual([j.is_aborted for j in joiners], [True, False, False])
+
     def test_each_channel_carries_its_own(self) -> None:
         for hello, message in (
             (HELLO, commands.ForwardRequest([], 1)),

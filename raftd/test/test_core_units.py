@@ -15,6 +15,7 @@ from raftd.core.election import Campaign
 from raftd.core.invariants import Checker
 from raftd.core.log import Log
 from raftd.core.membership import (
+    MAX_MEMBERS,
     Configuration,
     ConfigurationHistory,
     configurations_in,
@@ -391,6 +392,17 @@ class Configurations(SynchronousTestCase):
         self.assertIn(member(2).name, str(caught.exception))
         with self.assertRaises(ChangeRefused):
             THREE.with_learner(Member(2, "elsewhere:1"))
+
+    def test_a_learner_that_gave_up_makes_way_for_its_name(self) -> None:
+        before = configuration([1, 2, 3], learners=[4])
+        returned = Member(9, member(4).name)
+        self.assertEqual(before.with_learner(returned).learners, (returned,))
+
+    def test_members_are_bounded(self) -> None:
+        full = configuration(range(1, 61), learners=range(61, MAX_MEMBERS + 1))
+        with self.assertRaises(ChangeRefused):
+            full.with_learner(member(MAX_MEMBERS + 1))
+        self.assertIs(full.with_learner(member(1)), full)
 
     def test_promoting(self) -> None:
         before = configuration([2, 3], learners=[1, 4])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import requests, routing
 from raftd.core import leader as leader_module
@@ -20,7 +23,8 @@ from raftd.errors import (
     Superseded,
     TooLarge,
 )
-from raftd.requests import Request
+from raftd.requests import Request, Requests, State
+from raftd.routing import _take_batch
 from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, command
 
 LEADER = 2
@@ -308,6 +312,15 @@ class BoundTests(ClusterTestCase):
         alone.node.propose(command(b"again"), again)
         alone.turn()
         self.assertEqual(refused_in, list(range(50)))
+
+
+class TimeIsUpTests(SynchronousTestCase):
+    def test_30_what_is_out_of_time_is_not_sent_any_more(self) -> None:
+        requests_ = Requests()
+        late = requests_.open(b"late", Answer(), 1.0, False)
+        early = requests_.open(b"early", Answer(), 2.0, False)
+        self.assertEqual(_take_batch(deque([late, early]), 1.0), [early])
+        self.assertIs(late.state, State.QUEUED)
 
 
 class NothingIsKeptTests(ClusterTestCase):

@@ -269,6 +269,30 @@ class JoinTests(ServerTestCase):
         self.assertIs(again.stage, Stage.MEMBER)
         await self.put(one, b"k", b"v")
 
+    async def test_voter_that_does_not_know_it_yet_needs_no_other_server(self) -> None:
+        """The server that let it in is gone, and its vote is needed."""
+        one = await self.initialized()
+        two = await self.joined(one)
+        joiner = self.server()
+        await joiner.take_name(free_name())
+        record = joiner._record
+
+        def forgetful(**changes: Any) -> None:
+            if changes.get("stage") is Stage.MEMBER:
+                raise StorageFailed("The disk is gone.")
+            record(**changes)
+
+        self.patch(joiner, "_record", forgetful)
+        await self.refused(joiner.join([name_of(one)]), StorageFailed)
+        await until(lambda: len(roles_of(two)) == 3, "three members")
+        await self.stop(joiner)
+        await self.stop(one)
+        again = self.server(joiner._options.data_dir)
+        await again.take_name(again.recorded_name)
+        await again.join(())
+        self.assertIs(again.stage, Stage.MEMBER)
+        await self.put(two, b"k", b"v")
+
 
 class JoinFailureTests(ServerTestCase):
     """Each failure is told apart, and may be followed by another try."""
