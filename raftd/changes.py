@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -67,7 +67,7 @@ class Changes:
         self._stopped = False
 
     def stop(self) -> None:
-        """Give up what is under way, with `Stopped`."""
+        """Give up what is under way."""
         self._stopped = True
         for change in list(self._under_way):
             change.cancel()
@@ -169,8 +169,6 @@ class Changes:
 
         def ended(result: T | Failure) -> T | Failure:
             self._under_way.discard(change)
-            if isinstance(result, Failure) and self._stopped:
-                raise Stopped("This node is stopping.")
             return result
 
         return change.addBoth(ended)
@@ -190,30 +188,34 @@ class Changes:
         """
         deadline = self._clock.seconds() + timeout_s
         unknown = False
-        while True:
-            now = self._clock.seconds()
-            left_s = max(0.001, deadline - now)
-            reason = self._why_not()
-            try:
-                peer = self._leader_peer(now)
-                if self._raft.role is Role.LEADER:
-                    return await here(left_s)
-                if forwarded:
-                    raise NotLeader("This node is not the leader.")
-                if peer is not None:
-                    return await there(peer, int(left_s * 1000))
-            except PeerUnreachable as e:
-                unknown, reason = True, e
-            except (ChangeInProgress, NoLeader, Superseded) as e:
-                reason = e
-            if now >= deadline or (forwarded and isinstance(reason, NoLeader)):
-                if unknown:
-                    raise OutcomeUnknown(
-                        "The change was sent to the leader, and no answer came: "
-                        "it may have been made, or may be yet."
-                    )
-                raise reason
-            await self._pause()
+        try:
+            while True:
+                now = self._clock.seconds()
+                left_s = max(0.001, deadline - now)
+                reason = self._why_not()
+                before, unknown = unknown, True  # should it be broken off
+                try:
+                    peer = self._leader_peer(now)
+                    if self._raft.role is Role.LEADER:
+                        return await here(left_s)
+                    if forwarded:
+                        raise NotLeader("This node is not the leader.")
+                    if peer is not None:
+                        return await there(peer, int(left_s * 1000))
+                    unknown = before
+                except PeerUnreachable as e:
+                    reason = e
+                except (ChangeInProgress, NoLeader, Superseded) as e:
+                    unknown, reason = before, e
+                if now >= deadline or (forwarded and isinstance(reason, NoLeader)):
+                    raise _maybe_made() if unknown else reason
+                await self._pause()
+        except CancelledError:
+            raise _maybe_made() if unknown else Stopped("This node is stopping.") from None
 
     def _pause(self) -> Deferred[None]:
         return deferLater(self._clock, RETRY_DELAY_S, lambda: None)
+
+
+def _maybe_made() -> OutcomeUnknown:
+    return OutcomeUnknown("No answer came: the change may have been made, or may be yet.")

@@ -92,6 +92,9 @@ class Leadership:
         #: no follower will make it wait.
         self._lease_broken = False
         self.reads = ReadQueue()
+        #: (first index, last index of the log) of the batch that was sent last.
+        self._batch_key = (0, 0)
+        self._last_batch: tuple[Entry, ...] = ()
         #: The other members.
         self.progress: dict[MemberId, Progress] = {}
         self.configure(configuration, now)
@@ -204,9 +207,7 @@ class Leadership:
             progress.await_snapshot()
             self.lack_snapshot.append(member_id)
             return
-        entries = self._log.batch(
-            progress.next_index, MAX_ENTRIES_PER_APPEND, MAX_BYTES_PER_APPEND
-        )
+        entries = self._batch(progress.next_index)
         self._send(
             member_id,
             AppendEntries(self._term, previous, previous_term, commit_index, entries),
@@ -214,6 +215,21 @@ class Leadership:
         last = previous + len(entries)
         progress.sent(last, sum(len(e.data) for e in entries))
         progress.commit_sent = max(progress.commit_sent, min(commit_index, last))
+
+    def _batch(self, first: int) -> tuple[Entry, ...]:
+        """
+        What to send from `first` on.
+
+        Members that are level get one and the same tuple, which the network
+        then encodes once.
+        """
+        key = (first, self._log.last_index)
+        if key != self._batch_key:
+            self._batch_key = key
+            self._last_batch = self._log.batch(
+                first, MAX_ENTRIES_PER_APPEND, MAX_BYTES_PER_APPEND
+            )
+        return self._last_batch
 
     def _lacks_notice(self, progress: Progress, commit_index: int) -> bool:
         # One that cannot be reached would lack it again at once.

@@ -249,9 +249,7 @@ class Raft:
         self.leader_id = NOBODY
         self.campaign = Campaign(self.term + 1)
         self._reset_election_timer(now)
-        self._ask_voters(
-            PreVote(self.campaign.term, self.log.last_index, self.log.last_term), now
-        )
+        self._ask_voters(PreVote(self.campaign.term, self.log.last_index, self.log.last_term))
         # Nothing is promised by it, so it need not be durable.
         self.campaign.record(self.member_id, granted=True)
         self._count_votes(now)
@@ -264,9 +262,9 @@ class Raft:
         self._reset_election_timer(now)
         # The node's own vote is counted by `persisted`.
         last_index, last_term = self.log.last_index, self.log.last_term
-        self._ask_voters(RequestVote(self.term, last_index, last_term, transfer), now)
+        self._ask_voters(RequestVote(self.term, last_index, last_term, transfer))
 
-    def _ask_voters(self, request: PreVote | RequestVote, now: float) -> None:
+    def _ask_voters(self, request: PreVote | RequestVote) -> None:
         for voter in sorted(self.configuration.voter_ids()):
             if voter != self.member_id:
                 self._send(voter, request)
@@ -700,6 +698,8 @@ class Raft:
             return
         self.log.persisted(number)
         if self.role is Role.CANDIDATE and self._outbox.is_hard_state_durable:
+            # Only now do the others hear of it: their time begins here.
+            self._reset_election_timer(now)
             self._vote(self.member_id, True, now)
         if self.leadership is not None:
             self._advance_commit(self.leadership)

@@ -262,7 +262,8 @@ class Peer:
         election_timeout_s = settings.election_timeout_ms / 1000
         self._timeouts_s = {
             messages.PreVote: election_timeout_s,
-            messages.RequestVote: election_timeout_s,
+            # The other's disk is in it; and a late vote does no harm.
+            messages.RequestVote: APPEND_TIMEOUT_S,
             messages.Heartbeat: election_timeout_s,
             messages.TimeoutNow: election_timeout_s,
             messages.AppendEntries: APPEND_TIMEOUT_S,

@@ -462,7 +462,6 @@ class Statuses(WebCase):
             ("follower", "follower"),
             ("learner", "learner"),
             ("candidate", "candidate"),
-            ("pre-candidate", "candidate"),
         ):
             self.node.now = NodeStatus(
                 ME, 1, role, 1, None, 1, 0, 0, 0, 0, 0.0, (MemberStatus(OTHER, "voter"),)

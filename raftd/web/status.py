@@ -36,8 +36,7 @@ def as_json(status: NodeStatus, revision: int, version: str) -> dict[str, object
         "member_id": f"{status.member.id:016x}",
         "cluster_id": f"{status.cluster_id:016x}",
         "version": version,
-        # Whether a candidate has begun with PreVote is no concern outside.
-        "role": "candidate" if status.role == "pre-candidate" else status.role,
+        "role": status.role,
         "term": status.term,
         "leader": None if status.leader is None else status.leader.name,
         "first_index": status.first_index,
