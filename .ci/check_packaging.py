@@ -54,6 +54,15 @@ def check_commands(python: Path, elsewhere: Path) -> Path:
     return Path(run(python, "-c", LOOK, cwd=elsewhere).strip())
 
 
+def check_examples(python: Path, elsewhere: Path) -> None:
+    """That the tests of the examples pass with what is installed, and nothing else."""
+    examples = elsewhere / "examples"
+    shutil.copytree(TREE / "examples", examples)
+    tests = sorted(path.stem for path in examples.glob("test_*.py"))
+    assert tests, "there are no tests of the examples"
+    print(run(python, "-m", "twisted.trial", *tests, cwd=examples).splitlines()[-1])
+
+
 def new_environment(directory: Path) -> Path:
     """The interpreter of a fresh environment."""
     venv.create(directory, with_pip=True)
@@ -77,7 +86,8 @@ def main() -> None:
         (wheel,) = (work / "dist").glob("raftd-*.whl")
         run(*pip, "install", wheel, cwd=elsewhere)
         assert (work / "wheel") in check_commands(python, elsewhere).parents
-        print("wheel: ok")
+        check_examples(python, elsewhere)
+        print("wheel, and the examples with it: ok")
 
         # The dependencies are there now: the same environment does for the rest.
         run(*pip, "uninstall", "-y", "raftd", cwd=elsewhere)
