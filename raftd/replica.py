@@ -44,6 +44,7 @@ from raftd.node import Node
 from raftd.session_client import Session
 from raftd.sessions import Sessions
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
+from raftd.steps import begin
 from raftd.storage.directory import DataDirectory, Identity, draw_id
 from raftd.storage.snapshots import SnapshotStore
 from raftd.storage.wal import Wal
@@ -194,7 +195,7 @@ class Replica(Handle):
 
     def _unless_stopped(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
         """Take a step that `stop` breaks off."""
-        taken = self._step = Deferred.fromCoroutine(step)
+        taken = self._step = begin(step)
 
         def ended(result: T | Failure) -> T | Failure:
             if isinstance(result, Failure) and self._is_stopping:

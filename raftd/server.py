@@ -28,6 +28,7 @@ from raftd.net.port import PortFactory
 from raftd.node import Node
 from raftd.probing import probe
 from raftd.replica import Replica, ReplicaOptions
+from raftd.steps import begin
 from raftd.web.routes import Routes, Site
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Server:
 
     def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
         """Take a step, which `stop` can break off."""
-        self._step = taken = Deferred.fromCoroutine(step)
+        self._step = taken = begin(step)
         return taken
 
     def take_name(self, name: str) -> Deferred[None]:

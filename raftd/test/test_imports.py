@@ -124,10 +124,12 @@ TABLE = {
             "net",
             "session_client",
             "sessions",
+            "steps",
             "storage",
         ),
         ("msgspec", "twisted"),
     ),
+    "steps": Rule((), ("twisted",)),
     "memory_network": Rule((*CONTRACT, *NODE), ("twisted", "zope")),
     "testing": Rule(
         (
@@ -155,6 +157,7 @@ TABLE = {
             "node",
             "probing",
             "replica",
+            "steps",
             "web",
         ),
         ("msgspec", "twisted", "zope"),
