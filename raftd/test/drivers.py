@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator, Sequence
 from random import Random
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from raftd.core.membership import Configuration, encode_configuration
+from raftd.core.membership import Change, Configuration, encode_configuration
 from raftd.core.messages import (
     AppendEntries,
     Command,
@@ -32,7 +33,10 @@ from raftd.core.settings import Settings
 from raftd.errors import Fatal, RaftdError
 from raftd.interfaces import IPeer, IStateMachine, ITransport
 from raftd.node import Node
-from raftd.storage.memory import MemoryLog
+from raftd.replica import ReplicaOptions
+from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
+from raftd.statemachine import SimpleStateMachine
+from raftd.storage.memory import MemoryLog, MemorySnapshotStore
 from raftd.testing import Cluster, Machine
 
 T = TypeVar("T")
@@ -67,18 +71,21 @@ class Answer(Generic[T]):
         return outcome
 
 
-@implementer(IStateMachine)
-class Journal:
+class Journal(SimpleStateMachine):
     """Keeps every operation that was applied, in order; its result is its place there."""
 
     def __init__(self) -> None:
         self.operations: list[bytes] = []
 
-    def apply(
-        self, index: int, time_ms: int, command: Command
-    ) -> bytes | Generator[None, None, bytes]:
-        self.operations.append(command.operation)
+    def apply_command(self, operation: bytes) -> bytes:
+        self.operations.append(operation)
         return b"%d" % len(self.operations)
+
+    def get_state(self) -> bytes:
+        return msgspec.msgpack.encode(self.operations)
+
+    def set_state(self, state: bytes) -> None:
+        self.operations = msgspec.msgpack.decode(state, type=list[bytes])
 
 
 class SlowJournal(Journal):
@@ -133,10 +140,10 @@ class ClusterTestCase(SynchronousTestCase):
         self.assertIsInstance(answer.outcome, bytes)
 
     def led(
-        self, size: int, machine: Callable[[], Machine], **arguments: Any
+        self, size: int, machine: Callable[[], Machine], seed: int = 0, **options: Any
     ) -> tuple[Cluster[Machine], str, list[str]]:
-        """A cluster at work: itself, its leader, the others."""
-        cluster = Cluster(size, machine, **arguments)
+        """A cluster at work: itself, its leader, the others; `options` as of a replica."""
+        cluster = Cluster(size, machine, seed=seed, options=ReplicaOptions(**options))
         leader = cluster.await_leader()
         cluster.await_agreement()
         return cluster, leader, [name for name in cluster.nodes if name != leader]
@@ -162,6 +169,8 @@ class StubPeer:
         self.sent: list[tuple[Request, Deferred[Response]]] = []
         self.forwards: list[tuple[list[bytes], Deferred[list[bytes | RaftdError]]]] = []
         self.asked: list[Deferred[int]] = []
+        self.changes: list[tuple[list[Change], bool, Deferred[Configuration]]] = []
+        self.transfers: list[tuple[MemberId | None, Deferred[None]]] = []
         #: What to answer a Forward with at once, if anything.
         self.forward_failure: Exception | None = None
 
@@ -186,11 +195,17 @@ class StubPeer:
         self.asked.append(answer)
         return answer
 
-    def join(self, member: Member, timeout_ms: int) -> Deferred[Configuration]:
-        return Deferred()
+    def change_membership(
+        self, changes: Sequence[Change], force: bool, timeout_ms: int
+    ) -> Deferred[Configuration]:
+        answer: Deferred[Configuration] = Deferred()
+        self.changes.append(([*changes], force, answer))
+        return answer
 
-    def promote(self, member_id: MemberId, timeout_ms: int) -> Deferred[None]:
-        return Deferred()
+    def transfer(self, successor: MemberId | None, timeout_ms: int) -> Deferred[None]:
+        answer: Deferred[None] = Deferred()
+        self.transfers.append((successor, answer))
+        return answer
 
     def close(self) -> Deferred[None]:
         self.connected = False
@@ -221,12 +236,16 @@ class RecordingLog(MemoryLog):
         return super().close()
 
     def write(
-        self, number: int, hard_state: HardState | None, entries: Sequence[Entry]
+        self,
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: tuple[int, int] | None = None,
     ) -> None:
         if self.closed:
             raise AssertionError("a write after the log was closed")
         self.writes.append([*entries])
-        super().write(number, hard_state, entries)
+        super().write(number, hard_state, entries, base)
 
 
 class Alone:
@@ -240,6 +259,7 @@ class Alone:
         delay_seconds: float | None = 0.0,
         request_timeout_s: float = 5.0,
         settings: Settings | None = None,
+        snapshot_threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
     ) -> None:
         self.clock = Clock()
         members = tuple(Member(i, f"n{i}") for i in range(1, size + 1))
@@ -248,19 +268,23 @@ class Alone:
         self.log = RecordingLog(
             HardState(1), (first,), clock=self.clock, delay_seconds=delay_seconds
         )
+        self.snapshots = MemorySnapshotStore(self.clock)
         self.transport = StubTransport()
         self.fatal: list[Fatal] = []
         self.machine = state_machine or Journal()
+        self.snapshots.recover(self.machine, self.log.base_index)
         self.node = Node(
             self.clock,
             member=members[0],
             cluster_id=1,
             storage=self.log,
+            snapshots=self.snapshots,
             transport=self.transport,
             state_machine=self.machine,
             random=Random(1),
             settings=settings or Settings(),
             request_timeout_s=request_timeout_s,
+            snapshot_threshold_bytes=snapshot_threshold_bytes,
             on_fatal=self.fatal.append,
         )
         self.node.start()

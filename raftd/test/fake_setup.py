@@ -20,6 +20,7 @@ from raftd.clock import is_monotonic
 from raftd.errors import BadAnswer, DirectoryInUse, Fatal, JoinFailed, RaftdError
 from raftd.interfaces import IServer, Recovered, Stage
 from raftd.names import split_name
+from raftd.replica import ReplicaOptions
 
 
 @implementer(IServer)
@@ -93,9 +94,8 @@ class FakeServerOptions(msgspec.Struct):
     data_dir: str
     listen: str | None
     insecure: bool
-    heartbeat_interval_ms: int
-    election_timeout_ms: int
-    request_timeout_ms: int
+    learner: bool
+    replica: ReplicaOptions
 
 
 def make_fake_server(

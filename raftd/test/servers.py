@@ -20,8 +20,11 @@ from raftd.errors import Fatal, RaftdError
 from raftd.interfaces import DeleteResult, NodeStatus, PutResult, Value
 from raftd.kv.database import Database
 from raftd.node import Node
+from raftd.replica import ReplicaOptions
 from raftd.server import Server, ServerOptions
 
+#: What a server is told for itself; everything else is for its replica.
+SERVER_OPTIONS = ("listen", "insecure", "learner")
 #: How long a condition may take to come true.
 PATIENCE_S = 8.0
 #: How often it is looked at.
@@ -99,8 +102,10 @@ class ServerTestCase(TestCase):
             "election_timeout_ms": 200,
             "request_timeout_ms": 1500,
         }
+        own = {name: options.pop(name) for name in SERVER_OPTIONS if name in options}
+        replica = ReplicaOptions(**{**defaults, **options})
         return Server(
-            _reactor, ServerOptions(directory, **{**defaults, **options}), self.fatal.append
+            _reactor, ServerOptions(directory, **own, replica=replica), self.fatal.append
         )
 
     async def stop(self, server: Server) -> None:
@@ -191,9 +196,7 @@ class ServerTestCase(TestCase):
 
 
 def node_of(server: Server) -> Node:
-    node = server._service.node
-    assert node is not None
-    return node
+    return server._replica.node
 
 
 def status_of(server: Server) -> NodeStatus:

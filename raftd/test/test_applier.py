@@ -24,7 +24,7 @@ class ApplierTests(SynchronousTestCase):
         self.machine = SlowJournal()
         self.machine.clock = self.clock = self.alone.clock
         self.events: list[object] = []
-        self.applier = Applier(self.clock, self.machine, 0, self._applied)
+        self.applier = Applier(self.clock, self.machine, None, self._applied)
 
     def _applied(self, entry: Entry, result: bytes) -> None:
         self.assertEqual(self.applier.applied_index, entry.index)

@@ -27,6 +27,8 @@ from raftd.kv.store import Store
 from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, SlowJournal, command
 from raftd.testing import Cluster
 
+#: Slow enough that nothing happens just because a heartbeat comes by.
+SLOW = {"heartbeat_interval_ms": 1000, "election_timeout_ms": 6000}
 HEARTBEAT_S = 0.1
 ELECTION_S = 0.6
 REQUEST_S = 5.0
@@ -50,8 +52,7 @@ class LeaderTests(ClusterTestCase):
         self.assertIn("1 of 3 voters", str(late.outcome))
 
     def test_20_replication_starts_at_once(self) -> None:
-        settings = Settings(heartbeat_interval_ms=1000, election_timeout_ms=6000)
-        cluster, leader, (follower, _) = self.led(3, Journal, settings=settings)
+        cluster, leader, (follower, _) = self.led(3, Journal, **SLOW)
         for name in (leader, follower):
             began = cluster.clock.seconds()
             answer = self.propose(cluster, name, b"now")
@@ -86,7 +87,7 @@ class LeaderTests(ClusterTestCase):
         self._apply_slowly(steps=1, leaders=2)
 
     def _apply_slowly(self, steps: int, leaders: int) -> None:
-        cluster, leader, (follower, _) = self.led(3, SlowJournal, request_timeout_s=30.0)
+        cluster, leader, (follower, _) = self.led(3, SlowJournal, request_timeout_ms=30_000)
         for machine in cluster.machines.values():
             machine.clock = cluster.clock
             machine.steps = steps
@@ -118,7 +119,7 @@ class LeaderTests(ClusterTestCase):
             cluster.clock.callLater = call_later  # type: ignore[method-assign]
             return count / 4.0
 
-        cluster, leader, (one, other) = self.led(3, Journal, request_timeout_s=10.0)
+        cluster, leader, (one, other) = self.led(3, Journal, request_timeout_ms=10_000)
         self.assertLess(calls_a_second(cluster), 400, "idle")
         cluster.partition([leader], [one, other])
         for name in cluster.nodes:
@@ -381,8 +382,7 @@ class OutcomeTests(ClusterTestCase):
             self.assertOutcome(later, NoQuorum)
 
     def test_superseded_writes_are_queued_again_and_happen_once(self) -> None:
-        settings = Settings(heartbeat_interval_ms=1000, election_timeout_ms=6000)
-        cluster, leader, others = self.led(3, Journal, settings=settings, request_timeout_s=60)
+        cluster, leader, others = self.led(3, Journal, request_timeout_ms=60_000, **SLOW)
         cluster.partition([leader], others)
         pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(3)]
         new = cluster.await_leader(others)
@@ -408,7 +408,7 @@ class OutcomeTests(ClusterTestCase):
         """
         elected_again = 0
         for seed in range(20):
-            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_s=60)
+            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_ms=60_000)
             base = cluster.nodes[leader].status().last_index
             cluster.partition([leader], others)
             pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(6)]
@@ -435,7 +435,7 @@ class OutcomeTests(ClusterTestCase):
     def test_elected_again_with_its_log_intact(self) -> None:
         """What it had proposed in the earlier term happens, and happens once."""
         for seed in range(10):
-            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_s=60)
+            cluster, leader, others = self.led(3, Journal, seed=seed, request_timeout_ms=60_000)
             for name in others:
                 cluster.crash(name)
             pending = [self.propose(cluster, leader, b"p%d" % i) for i in range(6)]

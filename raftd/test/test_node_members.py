@@ -6,23 +6,26 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from raftd.core.messages import (
-    Member,
-)
+from raftd.core.membership import AddLearner, Promote
+from raftd.core.messages import Member
 from raftd.errors import (
     NotCaughtUp,
     RaftdError,
 )
-from raftd.joining import become_voter
+from raftd.joining import become_member
+from raftd.node import Node
 from raftd.test.drivers import ClusterTestCase, Journal
 from raftd.testing import Cluster
 
 
 class MembershipTests(ClusterTestCase):
+    def _voter(self, cluster: Cluster[Journal], node: Node) -> Deferred[None]:
+        return Deferred.fromCoroutine(become_member(cluster.clock, node, learner=False))
+
     def _joined(self, cluster: Cluster[Journal], name: str, through: str) -> Member:
         cluster.start_joiner(name)
         member = cluster.members[name]
-        found = cluster.result(cluster.nodes[through].join(member, 5000))
+        found = cluster.result(cluster[through].change_membership([AddLearner(member)]))
         self.assertIn(member, found.learners)
         return member
 
@@ -33,7 +36,7 @@ class MembershipTests(ClusterTestCase):
         cluster.advance_until(lambda: cluster.nodes["n4"].status().applied_index > 0)
         self.assertEqual(cluster.nodes["n4"].status().role, "learner")
         self.assertFalse(cluster.nodes["n4"].is_settled_voter)
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n4"])))
+        cluster.result(self._voter(cluster, cluster.nodes["n4"]))
         self.assertTrue(cluster.nodes["n4"].is_settled_voter)
         self.assertEqual(cluster.machines["n4"].operations, [b"before"])
         self.written(cluster, "n4", b"after")
@@ -44,18 +47,18 @@ class MembershipTests(ClusterTestCase):
         cluster.await_agreement()
         last = cluster.nodes[leader].status().last_index
         for name in (leader, follower):
-            found = cluster.result(cluster.nodes[name].join(member, 5000))
+            found = cluster.result(cluster[name].change_membership([AddLearner(member)]))
             self.assertEqual(found.learners, (member,))
         joiner = cluster.nodes["n4"]
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, joiner)))
+        cluster.result(self._voter(cluster, joiner))
+        cluster.result(self._voter(cluster, joiner))
         cluster.await_agreement()
         self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
         cluster.crash("n4")
         cluster.restart("n4")
         cluster.await_agreement()
         self.assertTrue(cluster.nodes["n4"].is_settled_voter)
-        found = cluster.result(cluster.nodes[follower].join(member, 5000))
+        found = cluster.result(cluster[follower].change_membership([AddLearner(member)]))
         self.assertIn(member, found.voters)
         self.assertEqual(cluster.nodes[leader].status().last_index, last + 1)
 
@@ -65,7 +68,7 @@ class MembershipTests(ClusterTestCase):
         cluster.crash("n2", power_lost=True)
         self.written(cluster, leader, b"alone")
         cluster.restart("n2")
-        cluster.result(Deferred.fromCoroutine(become_voter(cluster.clock, cluster.nodes["n2"])))
+        cluster.result(self._voter(cluster, cluster.nodes["n2"]))
         self.assertEqual(cluster.machines["n2"].operations, [b"alone"])
 
     def test_joiner_that_lags_a_little_becomes_a_voter_under_load(self) -> None:
@@ -80,7 +83,7 @@ class MembershipTests(ClusterTestCase):
             self.propose(cluster, leader, b"%d" % i)
             cluster.advance(0.001)
             if i == 100:
-                voter = Deferred.fromCoroutine(become_voter(cluster.clock, joiner))
+                voter = self._voter(cluster, joiner)
             if voter is not None and voter.called:
                 break
         assert voter is not None
@@ -91,7 +94,9 @@ class MembershipTests(ClusterTestCase):
         cluster, leader, others = self.led(3, Journal)
         cluster.start_joiner("n4")
         cluster.partition([leader], others)
-        joined = cluster.nodes[leader].join(cluster.members["n4"], 2000)
+        joined = cluster.nodes[leader].change_membership(
+            [AddLearner(cluster.members["n4"])], timeout_ms=2000
+        )
         failed: list[Any] = []
         joined.addErrback(failed.append)
         cluster.advance(1.9)
@@ -104,11 +109,11 @@ class MembershipTests(ClusterTestCase):
         cluster, leader, _ = self.led(1, Journal)
         cluster.start_joiner("n2")
         cluster.partition(["n1"], ["n2"])
-        cluster.result(cluster.nodes[leader].join(cluster.members["n2"], 5000))
+        cluster.result(cluster[leader].change_membership([AddLearner(cluster.members["n2"])]))
         for i in range(1100):
             self.propose(cluster, leader, b"%d" % i)
         cluster.advance(0.1)
-        refused = cluster.nodes[leader].promote(2, 5000)
+        refused = cluster[leader].change_membership([Promote(2)])
         self.failureResultOf(refused, NotCaughtUp)
 
     def test_status_of_leader_follower_and_learner(self) -> None:

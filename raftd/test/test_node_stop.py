@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from raftd import routing
 from raftd.core import leader as leader_module
+from raftd.core.membership import AddLearner
 from raftd.core.messages import (
     Command,
     Heartbeat,
@@ -34,15 +35,22 @@ from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, command
 
 class StopTests(ClusterTestCase):
     def test_stop_answers_everything_once(self) -> None:
+        """In order, which takes a while with nobody to hand over to; or at once."""
+        for in_order in (True, False):
+            self._ends_with_much_in_hand(in_order)
+
+    def _ends_with_much_in_hand(self, in_order: bool) -> None:
         cluster, leader, (follower, other) = self.led(3, Journal)
         cluster.partition([leader], [follower], [other])
         sent = self.propose(cluster, leader, b"sent")
         forwarded = self.propose(cluster, follower, b"forwarded")
         reads = [self.read(cluster, leader), self.read(cluster, follower)]
         cluster.start_joiner("n4")
-        changes = [
-            cluster.nodes[name].join(cluster.members["n4"], 5000) for name in (leader, follower)
+        changes: list[Deferred[Any]] = [
+            cluster[name].change_membership([AddLearner(cluster.members["n4"])])
+            for name in (leader, follower)
         ]
+        changes += [cluster[name].transfer() for name in (leader, follower)]
         ends: list[Any] = []
         for change in changes:
             change.addBoth(ends.append)
@@ -52,16 +60,21 @@ class StopTests(ClusterTestCase):
         asked = cluster.nodes[leader].forwarded([command(b"of a peer")], 5000)
         index = cluster.nodes[leader].forwarded_read(5000)
         for name in (leader, follower):
-            cluster.stop(name)
+            if in_order:
+                cluster.stop(name)
+            else:
+                cluster.crash(name)
         self.assertOutcome(sent, OutcomeUnknown)
         self.assertOutcome(forwarded, OutcomeUnknown)
         self.assertOutcome(queued, Stopped)
         for read in reads:
             self.assertOutcome(read, DidNotHappen)
-        self.assertEqual(len(ends), 2)
+        self.assertEqual(len(ends), 4)
         for end in ends:
             end.trap(RaftdError)
-        self.assertIsInstance(self.successResultOf(asked)[0], Stopped)
+        # In order, it has stepped down before it stops: its sender may go on at once.
+        refusal = NotLeader if in_order else Stopped
+        self.assertIsInstance(self.successResultOf(asked)[0], refusal)
         self.failureResultOf(index, NotLeader, Stopped)
 
     def test_stopped_node_takes_nothing_on(self) -> None:
@@ -74,8 +87,9 @@ class StopTests(ClusterTestCase):
         self.failureResultOf(alone.node.receive(2, Heartbeat(1, 0, 0)), Stopped)
         self.failureResultOf(alone.node.forwarded([command(b"w")], 1000), NotLeader, Stopped)
         self.failureResultOf(alone.node.forwarded_read(1000), NotLeader, Stopped)
-        self.failureResultOf(alone.node.join(Member(9, "n9"), 1000), Stopped)
-        self.failureResultOf(alone.node.promote(9, 1000), Stopped)
+        change = [AddLearner(Member(9, "n9"))]
+        self.failureResultOf(alone.node.change_membership(change), Stopped)
+        self.failureResultOf(alone.node.transfer(), Stopped)
         self.assertEqual(alone.clock.getDelayedCalls(), [])
 
     def test_stop_from_within_an_answer(self) -> None:

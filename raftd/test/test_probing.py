@@ -11,19 +11,21 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import joining, probing
+from raftd.core.membership import Change, Configuration, Promote
 from raftd.core.messages import Member
 from raftd.errors import (
     ChangeInProgress,
     JoinFailed,
     NameTaken,
+    NoLeaderYet,
     NotCaughtUp,
     PeerUnreachable,
     RaftdError,
 )
 from raftd.interfaces import NodeStatus
-from raftd.joining import become_voter
+from raftd.joining import become_member
 from raftd.node import Node
-from raftd.probing import NoLeaderYet, probe
+from raftd.probing import probe
 from raftd.test.servers import ServerTestCase, free_name, http
 
 STATUS = {"name": "n:1", "member_id": "1", "cluster_id": "2", "leader": "n:1", "more": 3}
@@ -98,12 +100,12 @@ class ProbeTests(ServerTestCase):
 
 
 class LearnerStub:
-    """A node as `become_voter` sees it."""
+    """A node as `become_member` sees it."""
 
     member = Member(7, "n7:1")
 
     def __init__(self, outcomes: list[RaftdError | None]) -> None:
-        self.is_settled_voter = False
+        self.is_settled_voter = self.is_settled_learner = False
         self.outcomes = outcomes
         self.asked = 0
         self.last = self.applied = 5
@@ -116,23 +118,28 @@ class LearnerStub:
             self.member, 1, "learner", 1, leader, 1, last, self.commit, self.applied, 0, 1.0, ()
         )
 
-    async def promote(self, member_id: int, timeout_ms: int) -> None:
-        assert member_id == self.member.id
+    async def change_membership(
+        self, changes: list[Change], *, timeout_ms: int
+    ) -> Configuration:
+        assert changes == [Promote(self.member.id)]
         self.asked += 1
         outcome = self.outcomes.pop(0) if self.outcomes else PeerUnreachable("x")
         if outcome is not None:
             raise outcome
         self.is_settled_voter = True
+        return Configuration()
 
 
-class BecomeVoterTests(SynchronousTestCase):
-    def _begin(self, *outcomes: RaftdError | None) -> tuple[Clock, LearnerStub, list[Any]]:
-        clock, learner = Clock(), LearnerStub([*outcomes])
+class BecomeMemberTests(SynchronousTestCase):
+    def _begin(
+        self, *outcomes: RaftdError | None, learner: bool = False
+    ) -> tuple[Clock, LearnerStub, list[Any]]:
+        clock, node = Clock(), LearnerStub([*outcomes])
         ended: list[Any] = []
-        voter: Deferred[Any]
-        voter = Deferred.fromCoroutine(become_voter(clock, cast(Node, learner)))
-        voter.addBoth(ended.append)
-        return clock, learner, ended
+        member: Deferred[Any]
+        member = Deferred.fromCoroutine(become_member(clock, cast(Node, node), learner=learner))
+        member.addBoth(ended.append)
+        return clock, node, ended
 
     def _let(self, clock: Clock, seconds: float) -> None:
         clock.pump([joining.POLL_INTERVAL_S] * int(seconds / joining.POLL_INTERVAL_S))
@@ -146,6 +153,14 @@ class BecomeVoterTests(SynchronousTestCase):
         clock, learner, ended = self._begin(PeerUnreachable("x"), PeerUnreachable("x"), None)
         self._let(clock, 1.0)
         self.assertEqual((learner.asked, ended), (3, [None]))
+
+    def test_learner_asks_for_no_vote_and_waits_until_it_has_caught_up(self) -> None:
+        clock, learner, ended = self._begin(learner=True)
+        self._let(clock, 1.0)
+        self.assertEqual(ended, [])
+        learner.is_settled_learner = True
+        self._let(clock, 0.1)
+        self.assertEqual((learner.asked, ended), (0, [None]))
 
     def test_refusal_ends_it(self) -> None:
         _, learner, (failure,) = self._begin(NameTaken("It is taken."))

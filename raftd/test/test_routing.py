@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import requests, routing
 from raftd.core import leader as leader_module
-from raftd.core.raft import Ready
+from raftd.core.ready import Ready
 from raftd.errors import (
     BadRequest,
     NoLeader,
@@ -396,7 +396,7 @@ class SentenceTests(ClusterTestCase):
     """What a person is told has to be so."""
 
     def test_leader_with_a_quorum_does_not_deny_it(self) -> None:
-        cluster, leader, _ = self.led(3, Journal, request_timeout_s=0.5)
+        cluster, leader, _ = self.led(3, Journal, request_timeout_ms=500)
         cluster.logs[leader].delay_seconds = None
         self.propose(cluster, leader, b"w")
         cluster.advance(0.02)

@@ -11,6 +11,7 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from raftd import joining, probing
+from raftd import replica as replica_module
 from raftd import server as server_module
 from raftd.errors import (
     BadAnswer,
@@ -71,7 +72,7 @@ class NewClusterTests(ServerTestCase):
         """A crash between any two steps: here, with the log made and not recorded."""
         server = self.server()
         await server.take_name(free_name())
-        self.patch(server, "_record", lambda **_: (_ for _ in ()).throw(StorageFailed("x.")))
+        self.patch(server._replica, "_record", _broken_record)
         await self.refused(server.initialize(), StorageFailed)
         await self.stop(server)
 
@@ -212,10 +213,10 @@ class JoinTests(ServerTestCase):
         one, other = await self.initialized(), await self.initialized()
         joiner = self.server()
         await joiner.take_name(free_name())
-        self.patch(server_module, "become_voter", _never)
+        self.patch(replica_module, "become_member", _never)
         waiting = joiner.join([name_of(one)])
         await until(lambda: len(roles_of(one)) == 2, "a learner")
-        await until(lambda: joiner._service.node is not None, "its node")
+        await until(lambda: joiner._replica._node is not None, "its node")
         await self.broken_off(waiting)
         await self.refused(joiner.join([name_of(other)]), JoinFailed, "cluster")
         self.assertEqual(len(roles_of(other)), 1)
@@ -225,11 +226,11 @@ class JoinTests(ServerTestCase):
         one = await self.initialized()
         joiner = self.server()
         await joiner.take_name(free_name())
-        restore = self.patch(server_module, "become_voter", _never)
+        restore = self.patch(replica_module, "become_member", _never)
         waiting = joiner.join([name_of(one)])
         waiting.addErrback(lambda failure: failure.trap(CancelledError))
         await until(lambda: len(roles_of(one)) == 2, "a learner")
-        await until(lambda: joiner._service.node is not None, "its node")
+        await until(lambda: joiner._replica._node is not None, "its node")
         member_id = node_of(joiner).member.id
         await self.stop(joiner)
         restore.restore()
@@ -250,14 +251,14 @@ class JoinTests(ServerTestCase):
         one = await self.initialized()
         joiner = self.server()
         await joiner.take_name(free_name())
-        record = joiner._record
+        record = joiner._replica._record
 
         def forgetful(**changes: Any) -> None:
             if changes.get("stage") is Stage.MEMBER:
                 raise StorageFailed("The disk is gone.")
             record(**changes)
 
-        self.patch(joiner, "_record", forgetful)
+        self.patch(joiner._replica, "_record", forgetful)
         await self.refused(joiner.join([name_of(one)]), StorageFailed)
         self.assertEqual(roles_of(one)[name_of(joiner)], "voter")
         await self.stop(joiner)
@@ -275,14 +276,14 @@ class JoinTests(ServerTestCase):
         two = await self.joined(one)
         joiner = self.server()
         await joiner.take_name(free_name())
-        record = joiner._record
+        record = joiner._replica._record
 
         def forgetful(**changes: Any) -> None:
             if changes.get("stage") is Stage.MEMBER:
                 raise StorageFailed("The disk is gone.")
             record(**changes)
 
-        self.patch(joiner, "_record", forgetful)
+        self.patch(joiner._replica, "_record", forgetful)
         await self.refused(joiner.join([name_of(one)]), StorageFailed)
         await until(lambda: len(roles_of(two)) == 3, "three members")
         await self.stop(joiner)
@@ -347,7 +348,7 @@ class JoinFailureTests(ServerTestCase):
         async def probed(*_: object) -> None:
             return None
 
-        self.patch(joining, "probe", probed)
+        self.patch(server_module, "probe", probed)
         self.patch(joining, "JOIN_TIMEOUT_S", 2.0)
         server = self.server()
         await server.take_name(free_name())
@@ -406,7 +407,7 @@ class StopTests(ServerTestCase):
         joining = server.join([self.listen(None, close=False), name_of(one)])
         await self.broken_off(joining)
         self.assertEqual(len(roles_of(one)), 1)
-        self.assertIsNone(server._service.node)
+        self.assertIsNone(server._replica._node)
 
     async def test_47_disk_that_fails(self) -> None:
         server = await self.initialized()
@@ -441,5 +442,9 @@ class StopTests(ServerTestCase):
         self.assertEqual(await self.get(one, b"k", linearizable=False), b"v")
 
 
-async def _never(*_: object) -> None:
+async def _never(*_: object, **__: object) -> None:
     await Deferred()
+
+
+def _broken_record(**_: object) -> None:
+    raise StorageFailed("The disk is gone.")
