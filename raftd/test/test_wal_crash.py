@@ -434,7 +434,7 @@ class FlippedBitTests(SynchronousTestCase):
             with self.assertRaises(DirectoryDamaged) as caught:
                 recovered(disk)
             self.assertTrue(str(caught.exception).startswith(sentence), str(caught.exception))
-            self.assertIn("remove this member", str(caught.exception))
+            self.assertIn("Do not restore an older copy", str(caught.exception))
 
     def test_all_errors_are_ours(self) -> None:
         """Random bytes anywhere end in a sentence, never in a traceback."""
