@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from random import Random
 
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.invariants import Checker
-from raftd.core.messages import Command, MemberId
+from raftd.core.membership import AddLearner, Change, Demote, Promote
+from raftd.core.messages import MemberId
 from raftd.errors import DidNotHappen, OutcomeUnknown, RaftdError
+from raftd.events import Event, SnapshotRestored
 from raftd.node import Node
+from raftd.replica import ReplicaOptions
 from raftd.test.drivers import Answer, Journal, command
 from raftd.testing import Cluster
 
@@ -26,6 +30,10 @@ FAULTY_S = 15.0
 STEP_S = 0.02
 WRITERS = 3
 READERS = 3
+#: Snapshots come all the time, and leave little of the log.
+OPTIONS = ReplicaOptions(
+    request_timeout_ms=3_000, snapshot_threshold_bytes=1_000, snapshot_tail_entries=10
+)
 
 #: What befalls a cluster, and how often in comparison.
 FAULTS = {
@@ -38,7 +46,16 @@ FAULTS = {
     "heal": 3,
     "disk": 2,
     "disk fails": 1,
+    "slow snapshots": 1,
+    "transfer": 2,
+    "promote": 2,
+    "demote": 1,
+    "join": 1,
 }
+#: There are never more members than these.
+MAX_SIZE = 6
+#: How old what a `read_recent` sees may be.
+STALENESS_S = 0.25
 
 
 class Registers(Journal):
@@ -48,11 +65,17 @@ class Registers(Journal):
         super().__init__()
         self.values: dict[bytes, int] = {}
 
-    def apply(self, index: int, time_ms: int, command: Command) -> bytes:
-        key, _, value = command.operation.partition(b"=")
-        self.operations.append(command.operation)
+    def apply_command(self, operation: bytes) -> bytes:
+        key, _, value = operation.partition(b"=")
+        self.operations.append(operation)
         self.values[key] = int(value)
         return value
+
+    def set_state(self, state: bytes) -> None:
+        super().set_state(state)
+        for operation in self.operations:
+            key, _, value = operation.partition(b"=")
+            self.values[key] = int(value)
 
 
 class Write:
@@ -69,9 +92,12 @@ class Write:
 
 
 class Read:
-    def __init__(self, key: bytes, began: float) -> None:
+    """It must see what was acknowledged `staleness_s` before it began."""
+
+    def __init__(self, key: bytes, began: float, staleness_s: float) -> None:
         self.key = key
         self.began = began
+        self.staleness_s = staleness_s
         self.ended: float | None = None
         self.seen = 0
         self.answer: Answer[None]
@@ -83,7 +109,10 @@ class History:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         size = self.random.choice((1, 2, 3, 3, 3, 5))
-        self.cluster = Cluster(size, Registers, seed=seed, request_timeout_s=3.0)
+        self._size = size
+        self.cluster = Cluster(size, Registers, seed=seed, options=OPTIONS)
+        for name in self.cluster.nodes:
+            self._watch(name)
         self.cluster.network.loss = self.random.choice((0.0, 0.0, 0.001, 0.01))
         self.cluster.network.max_delay_s = self.random.choice((0.002, 0.02, 0.1))
         self.writes: list[Write] = []
@@ -95,6 +124,8 @@ class History:
         self._leaders: dict[int, MemberId] = {}
         #: Whose disk may fail at its next flush.
         self._failing: set[str] = set()
+        self.restored = 0
+        self.changed = 0
 
     def run(self) -> None:
         end = self.cluster.clock.seconds() + FAULTY_S
@@ -117,8 +148,13 @@ class History:
             self._crash(name)
         for name in cluster.members:
             if name not in cluster.nodes:
-                cluster.restart(name)
+                self._restart(name)
             self._set_disk(name, 0.001)
+            cluster.snapshots[name].delay_seconds = 0.001
+        # Of those that were to join, some were never let in.
+        voters = [name for name in cluster.members if int(name[1:]) <= self._size]
+        everybody = [AddLearner(member) for member in cluster.members.values()]
+        cluster.result(cluster[voters[0]].change_membership(everybody))
         cluster.await_leader()
         # By then everything that waits has run into its time.
         cluster.advance(5.0)
@@ -156,7 +192,8 @@ class History:
             return
         if not self.cluster.nodes or self.random.random() < 0.3:
             return
-        read = Read(self.random.choice(self._keys), self._now)
+        staleness_s = self.random.choice((0.0, 0.0, STALENESS_S))
+        read = Read(self.random.choice(self._keys), self._now, staleness_s)
         name = self.random.choice(sorted(self.cluster.nodes))
         machine = self.cluster.machines[name]
 
@@ -167,7 +204,10 @@ class History:
         read.answer = Answer(ended)
         self._readers[i] = read
         self.reads.append(read)
-        self.cluster.nodes[name].read(read.answer)
+        if staleness_s:
+            self.cluster.nodes[name].read_recent(staleness_s, read.answer)
+        else:
+            self.cluster.nodes[name].read(read.answer)
 
     def _node(self) -> Node:
         return self.cluster.nodes[self.random.choice(sorted(self.cluster.nodes))]
@@ -191,7 +231,7 @@ class History:
         elif what == "stop" and running:
             cluster.stop(random.choice(running))
         elif what == "restart" and down:
-            cluster.restart(random.choice(down))
+            self._restart(random.choice(down))
         elif what == "cut":
             names = sorted(cluster.members)
             random.shuffle(names)
@@ -209,6 +249,47 @@ class History:
             name = random.choice(running)
             cluster.logs[name].fail()
             self._failing.add(name)
+        elif what == "slow snapshots" and running:
+            store = cluster.snapshots[random.choice(running)]
+            store.delay_seconds = random.choice((0.001, 0.05, 0.5))
+        elif what in ("transfer", "promote", "demote", "join") and running:
+            self._ask(what)
+
+    def _ask(self, what: str) -> None:
+        """Ask any node for a change of leadership or of membership."""
+        cluster = self.cluster
+        asked = cluster[self.random.choice(sorted(cluster.nodes))]
+        member = cluster.members[self.random.choice(sorted(cluster.members))]
+        if what == "transfer":
+            asked.transfer(self.random.choice((None, member.id))).addErrback(_expected)
+            return
+        if what == "promote":
+            change: Change = Promote(member.id)
+        elif what == "demote":
+            change = Demote(member.id)
+        else:
+            if len(cluster.members) >= MAX_SIZE:
+                return
+            name = f"n{len(cluster.members) + 1}"
+            cluster.start_joiner(name)
+            self._watch(name)
+            change = AddLearner(cluster.members[name])
+        force = self.random.random() < 0.2
+        changed = asked.change_membership([change], force=force)
+        changed.addCallbacks(self._count_change, _expected)
+
+    def _count_change(self, _: object) -> None:
+        self.changed += 1
+
+    def _watch(self, name: str) -> None:
+        def note(event: Event) -> None:
+            self.restored += isinstance(event, SnapshotRestored)
+
+        self.cluster[name].observe(note)
+
+    def _restart(self, name: str) -> None:
+        self.cluster.restart(name)
+        self._watch(name)
 
     def _crash(self, name: str) -> None:
         kept = self.random.randrange(self.cluster.logs[name].unflushed + 1)
@@ -228,7 +309,7 @@ class History:
             raft = node._raft
             # It keeps its core alive, so no id comes twice.  What it compares
             # with was seen a while ago: it must have been in the same term.
-            term, _ = self._checkers.get(id(raft), (0, None))
+            term, _ = self._checkers.get(id(raft), (-1, None))
             if term != raft.term:
                 self._checkers[id(raft)] = (raft.term, Checker(raft))
             if raft.leadership is not None:
@@ -278,16 +359,19 @@ class History:
                     w.value
                     for w in writes
                     if w.ended is not None
-                    and w.ended < read.began
+                    and w.ended < read.began - read.staleness_s
                     and isinstance(w.answer.outcome, bytes)
                 ]
-                known += [r.seen for r in reads if r.ended is not None and r.ended < read.began]
+                if not read.staleness_s:
+                    known += [
+                        r.seen for r in reads if r.ended is not None and r.ended < read.began
+                    ]
                 assert read.seen >= max(known, default=0), "a read went back in time"
 
 
 class RandomTests(SynchronousTestCase):
     def test_histories(self) -> None:
-        acknowledged = failed = unknown = read = 0
+        acknowledged = failed = unknown = read = restored = changed = 0
         for seed in range(SEEDS):
             history = History(seed)
             try:
@@ -301,8 +385,17 @@ class RandomTests(SynchronousTestCase):
             failed += sum(isinstance(o, DidNotHappen) for o in outcomes)
             unknown += sum(isinstance(o, OutcomeUnknown) for o in outcomes)
             read += sum(r.answer.outcome is None for r in history.reads)
+            restored += history.restored
+            changed += history.changed
         # It was neither all quiet nor all broken.
         self.assertGreater(acknowledged, 40 * SEEDS)
         self.assertGreater(read, 40 * SEEDS)
         self.assertGreater(failed, SEEDS)
         self.assertGreater(unknown, SEEDS)
+        self.assertGreater(restored, SEEDS)
+        self.assertGreater(changed, SEEDS)
+
+
+def _expected(failure: Failure) -> None:
+    """A change may fail in any way that is explained."""
+    failure.trap(RaftdError)

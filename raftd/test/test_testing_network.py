@@ -11,8 +11,9 @@ from twisted.python.failure import Failure
 from raftd import testing
 from raftd.core.messages import Heartbeat, Response
 from raftd.errors import NoLeader, PeerUnreachable
+from raftd.memory_network import MemoryPeer, MemoryTransport
 from raftd.test.drivers import ClusterTestCase, Journal, command
-from raftd.testing import Cluster, MemoryPeer
+from raftd.testing import Cluster
 
 
 class ConnectionTests(ClusterTestCase):
@@ -21,7 +22,7 @@ class ConnectionTests(ClusterTestCase):
         self.cluster, self.leader, (self.follower, self.other) = self.led(3, Journal)
         target = self.cluster.members[self.leader]
         me = self.cluster.members[self.follower].id
-        self.peer = MemoryPeer(self.cluster.network, me, target, 0.6)
+        self.peer = MemoryPeer(MemoryTransport(self.cluster.network, me, 0.6), target)
         self.assertFalse(self.peer.connected, "that takes a round trip")
         self.failureResultOf(self.peer.send(Heartbeat(0, 0, 0)), PeerUnreachable)
         self.failureResultOf(self.peer.forward([b"w"], 1000), NoLeader)
