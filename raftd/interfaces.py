@@ -120,6 +120,7 @@ class ILogStorage(Interface):
     base_index: int = Attribute("The index before the first of `entries`; 0 at first.")
     base_term: int = Attribute("The term of the entry at `base_index`; 0 at first.")
     entries: Sequence[Entry] = Attribute("The entries recovered when opened.")
+    commit_index: int = Attribute("The greatest that any recovered write carried; 0 if none.")
 
     def start(persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
         """
@@ -135,6 +136,7 @@ class ILogStorage(Interface):
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: tuple[int, int] | None = None,
+        commit_index: int = 0,
     ) -> None:
         """
         Queue a write; returns at once.
@@ -142,7 +144,8 @@ class ILogStorage(Interface):
         `hard_state` replaces the one before, None keeps it.  `base`, an
         (index, term), drops the whole log and begins it anew behind that
         index.  `entries` are consecutive; whatever the log holds at or behind
-        the first of them is cut off by this very write.
+        the first of them is cut off by this very write.  `commit_index` says
+        up to where the log, as this write leaves it, is known to be committed.
         """
 
     def compact(base_index: int) -> None:

@@ -139,6 +139,7 @@ class Node:
             hard_state=storage.hard_state,
             log=Log(storage.entries, storage.base_index, storage.base_term),
             snapshot=snapshots.latest,
+            commit_index=storage.commit_index,
         )
         self._peers: dict[MemberId, IPeer] = {}
         self._configuration = Configuration()
@@ -306,7 +307,9 @@ class Node:
     def _carry_out(self, ready: Ready) -> None:
         if ready.write is not None:
             write = ready.write
-            self._storage.write(write.number, write.hard_state, write.entries, write.base)
+            self._storage.write(
+                write.number, write.hard_state, write.entries, write.base, write.commit_index
+            )
         for outgoing in ready.messages:
             self._dispatch(outgoing)
         if ready.restore is not None:

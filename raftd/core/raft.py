@@ -122,12 +122,14 @@ class Raft:
         hard_state: HardState | None = None,
         log: Log | None = None,
         snapshot: SnapshotMetadata | None = None,
+        commit_index: int = 0,
     ) -> None:
         """
         A node with what storage has recovered, all of it durable.
 
         `snapshot` is what the state machine was restored from; the log leads
-        up to it at least.
+        up to it at least.  `commit_index` is the greatest that a durable
+        `Write` carried.
         """
         self.member_id = member_id
         self.settings = settings
@@ -152,7 +154,11 @@ class Raft:
 
         self.role = Role.FOLLOWER
         self.leader_id = NOBODY
-        self.commit_index = self.applied_index = restored
+        self.applied_index = restored
+        # Safe without asking anybody: what was committed once stays so, and no
+        # entry of it is ever truncated; and a write is durable only with all
+        # that it says is committed, so that these very entries are in this log.
+        self.commit_index = max(restored, min(commit_index, self.log.last_index))
         #: The last entry that was handed out to be applied.
         self._committed_out = restored
         self.leadership: Leadership | None = None
@@ -758,7 +764,8 @@ class Raft:
             return None
         number = outbox.begin_write(now)
         base = self.log.base_to_write()
-        return Write(number, hard_state, self.log.begin_write(number), base)
+        entries = self.log.begin_write(number)
+        return Write(number, hard_state, entries, base, self.commit_index)
 
     def _next_committed(self) -> list[Entry]:
         safe = min(self.commit_index, self.log.persisted_index)

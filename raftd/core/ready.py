@@ -21,12 +21,15 @@ class Write(msgspec.Struct, frozen=True):
     What storage must make durable next; `hard_state` is None if it did not change.
 
     `base`, an (index, term), says that the log begins anew behind it.
+    `commit_index` is what is known of the log as this write leaves it: a
+    restart may apply so much of it at once.
     """
 
     number: int
     hard_state: HardState | None
     entries: list[Entry]
     base: tuple[int, int] | None = None
+    commit_index: int = 0
 
 
 class Piece(msgspec.Struct, frozen=True):

@@ -46,16 +46,18 @@ class MemoryLog:
         entries: Sequence[Entry] = (),
         *,
         base: Position = (0, 0),
+        commit_index: int = 0,
         clock: IReactorTime | None = None,
         delay_seconds: float | None = 0.0,
     ) -> None:
         self._durable = Replay()
-        self._durable.write(hard_state, entries, base)
+        self._durable.write(hard_state, entries, base, commit_index)
         self._outline = Outline()
         self._outline.write(hard_state, entries, base)
         self.hard_state = self._durable.hard_state
         self.base_index = self._durable.base_index
         self.base_term = self._durable.base_term
+        self.commit_index = commit_index
         self.entries: Sequence[Entry] = tuple(entries)
         self._clock = clock
         self.delay_seconds = delay_seconds
@@ -88,6 +90,7 @@ class MemoryLog:
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: Position | None = None,
+        commit_index: int = 0,
     ) -> None:
         if not self._started or number != self._last_number + 1:
             raise InvariantViolated(f"write {number} follows write {self._last_number}")
@@ -95,7 +98,7 @@ class MemoryLog:
         self._last_number = number
         if not self._alive:
             return
-        self._queued.append(Record(hard_state, tuple(entries), base))
+        self._queued.append(Record(hard_state, tuple(entries), base, commit_index))
         if self._clock is not None and self.delay_seconds is not None and self._call is None:
             self._call = self._clock.callLater(self.delay_seconds, self._delayed_flush)
 
@@ -145,13 +148,16 @@ class MemoryLog:
             self._durable.hard_state,
             self._durable.entries,
             base=(self._durable.base_index, self._durable.base_term),
+            commit_index=self._durable.commit_index,
             clock=self._clock,
             delay_seconds=self.delay_seconds,
         )
 
     def _keep(self, count: int) -> None:
         for record in self._queued[:count]:
-            self._durable.write(record.hard_state, record.entries, record.base)
+            self._durable.write(
+                record.hard_state, record.entries, record.base, record.commit_index
+            )
         del self._queued[:count]
         self._compact()
 

@@ -175,7 +175,10 @@ class _Scan:
             if offset == SECTOR and segment.has_checkpoint:
                 self._checkpoint(segment.number, records[:1])
             for record in records:
-                if self.replay.write(record.hard_state, record.entries, record.base):
+                anew = self.replay.write(
+                    record.hard_state, record.entries, record.base, record.commit_index
+                )
+                if anew:
                     self.beginnings.begin_anew()
                 elif record.entries:
                     self.beginnings.truncate(record.entries[0].index)

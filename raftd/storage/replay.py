@@ -27,11 +27,14 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     which the entries go on: if it is the end of the log, nothing changes;
     otherwise the log begins anew behind it.  `entries` are consecutive, and
     whatever the log holds at or behind the first of them is cut off.
+    `commit_index` says up to where the log was known to be committed when the
+    record was written; it may have been more since.
     """
 
     hard_state: HardState | None
     entries: tuple[Entry, ...]
     base: Position | None = None
+    commit_index: int = 0
 
 
 class Outline:
@@ -47,6 +50,8 @@ class Outline:
         self.hard_state = HardState()
         self.base_index = self.base_term = 0
         self.last_index = 0
+        #: The greatest that a write carried: what is committed stays so.
+        self.commit_index = 0
         self._runs: list[Position] = []
         #: What a snapshot is known to hold; not before it may the log begin anew.
         self._floor: Position = (0, 0)
@@ -77,6 +82,7 @@ class Outline:
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: Position | None = None,
+        commit_index: int = 0,
     ) -> bool:
         """
         Take a write over; whether the log begins anew with it.
@@ -97,6 +103,7 @@ class Outline:
             self.begin(anew)
         if entries:
             self._append(entries[0].index, len(entries), runs)
+        self.commit_index = max(self.commit_index, commit_index)
         return anew is not None
 
     def _check_hard_state(self, new: HardState) -> None:
@@ -193,18 +200,23 @@ class Replay:
     def base_term(self) -> int:
         return self._outline.base_term
 
+    @property
+    def commit_index(self) -> int:
+        return self._outline.commit_index
+
     def write(
         self,
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: Position | None = None,
+        commit_index: int = 0,
     ) -> bool:
         """
         Take a write over; whether the log begins anew with it.
 
         `InvariantViolated`, and nothing changed, if it may not follow.
         """
-        anew = self._outline.write(hard_state, entries, base)
+        anew = self._outline.write(hard_state, entries, base, commit_index)
         if anew:
             self.entries.clear()
         if entries:

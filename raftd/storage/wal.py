@@ -13,9 +13,9 @@ The rules on which recovery rests (`recovery.py`, `docs/log-format.md`):
 3. After the first error nothing is written, ever.  A flush is never retried:
    after one that failed, the kernel may have dropped the data and report
    success the next time.
-4. The first frame of a segment begins with a checkpoint: the hard state and
-   the end of the log before it.  So segments can be removed from the front
-   (`compaction.py`), and what is left still says what it follows.
+4. The first frame of a segment begins with a checkpoint: the hard state, the
+   end of the log and the commit index before it.  So segments can be removed
+   from the front (`compaction.py`), and what is left still says what it follows.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from raftd.storage.workers import ThreadWorker, Worker
 #: far below this; reaching it is a defect of the node, not a busy disk.
 MAX_QUEUED_BYTES = 64 << 20
 
-#: A record's own bytes around its entries: an array of three, a hard state
-#: and a base, each an array of two 64-bit numbers.
-_RECORD_OVERHEAD = 1 + (1 + 9 + 9) + (1 + 9 + 9)
+#: A record's own bytes around its entries: an array of four, a hard state and
+#: a base, each an array of two 64-bit numbers, and a 64-bit commit index.
+_RECORD_OVERHEAD = 1 + (1 + 9 + 9) + (1 + 9 + 9) + 9
 
 #: A payload's own bytes around its records: the longest head of an array, and
 #: a checkpoint, which is a record with an empty array of entries.
@@ -66,18 +66,12 @@ _NO_ENTRIES = msgspec.Raw(encode_entries(()))
 
 
 class _EncodedRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A `Record` without a base, as most are, whose entries are encoded already."""
-
-    hard_state: HardState | None
-    entries: msgspec.Raw
-
-
-class _EncodedRecordWithBase(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A `Record` whose entries are encoded already."""
 
     hard_state: HardState | None
     entries: msgspec.Raw
-    base: Position
+    base: Position | None
+    commit_index: int
 
 
 class _Effect(NamedTuple):
@@ -90,6 +84,7 @@ class _Effect(NamedTuple):
     first: int
     #: Where the log ends after it; None if that has not changed.
     last: Position | None
+    commit_index: int
 
 
 class _Queued(NamedTuple):
@@ -97,7 +92,7 @@ class _Queued(NamedTuple):
 
     number: int
     size: int
-    record: _EncodedRecord | _EncodedRecordWithBase
+    record: _EncodedRecord
     effect: _Effect
 
 
@@ -196,6 +191,7 @@ class Wal:
         self.hard_state = recovery.replay.hard_state
         self.base_index = recovery.replay.base_index
         self.base_term = recovery.replay.base_term
+        self.commit_index = recovery.replay.commit_index
         self.entries: Sequence[Entry] = recovery.replay.entries
         self._reactor = reactor
         self._start_worker = start_worker
@@ -252,6 +248,7 @@ class Wal:
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: Position | None = None,
+        commit_index: int = 0,
     ) -> None:
         if not self._started or self._closing is not None:
             raise InvariantViolated("the log is not open for writing")
@@ -263,13 +260,16 @@ class Wal:
         size = sum(len(data) for _, data in pieces)
         if self._queued_bytes + size > MAX_QUEUED_BYTES:
             raise InvariantViolated(f"more than {MAX_QUEUED_BYTES} bytes wait for the disk")
-        anew = self._outline.write(hard_state, entries, base)
+        anew = self._outline.write(hard_state, entries, base, commit_index)
         self._last_number = number
         self._queued_bytes += size
         for i, (some, data) in enumerate(pieces):
+            # Only with the last piece is there everything that is committed.
             last = i == len(pieces) - 1
-            queued = _queued(hard_state, some, data, base, anew)
-            self._queue.append(queued._replace(number=number) if last else queued)
+            number_then, committed = (number, commit_index) if last else (0, 0)
+            self._queue.append(
+                _queued(number_then, hard_state, some, data, base, anew, committed)
+            )
             hard_state, base, anew = None, None, False
         self._log_worker.do(self._drain)
 
@@ -411,6 +411,7 @@ class _Writer:
         outline = recovery.replay.outline
         #: What is on the disk, for the next checkpoint.
         self._hard_state, self._last = outline.hard_state, outline.last
+        self._commit_index = outline.commit_index
         self._beginnings = recovery.beginnings
         self.remover = Remover(files, path, recovery.oldest)
         self._compacted_index = outline.base_index
@@ -429,7 +430,7 @@ class _Writer:
         rolled = self._offset + extent_of(len(payload)) > self._segment.length
         if rolled:
             self._roll()
-            records.insert(0, _EncodedRecordWithBase(self._hard_state, _NO_ENTRIES, self._last))
+            records.insert(0, self._checkpoint())
             payload = _encode_records(records)
         frame = encode_frame(self._next_sequence, payload, self._seed)
         self._files.write(self._segment.fd, frame, self._offset)
@@ -443,8 +444,11 @@ class _Writer:
             self._take_over(queued.effect)
         return rolled
 
+    def _checkpoint(self) -> _EncodedRecord:
+        return _EncodedRecord(self._hard_state, _NO_ENTRIES, self._last, self._commit_index)
+
     def _take_over(self, effect: _Effect) -> None:
-        hard_state, anew, first, last = effect
+        hard_state, anew, first, last, commit_index = effect
         if hard_state is not None:
             self._hard_state = hard_state
         if anew:
@@ -454,6 +458,7 @@ class _Writer:
             self._beginnings.truncate(first)
         if last is not None:
             self._last = last
+        self._commit_index = max(self._commit_index, commit_index)
 
     def compact(self, base_index: int) -> None:
         """Entries up to `base_index` are not needed any more."""
@@ -488,25 +493,22 @@ class _Writer:
 
 
 def _queued(
+    number: int,
     hard_state: HardState | None,
     entries: Sequence[Entry],
     data: bytes,
     base: Position | None,
     anew: bool,
+    commit_index: int,
 ) -> _Queued:
-    """A record of `entries`, whose encoding is `data`; it completes no write."""
-    encoded = msgspec.Raw(data)
-    record = (
-        _EncodedRecord(hard_state, encoded)
-        if base is None
-        else _EncodedRecordWithBase(hard_state, encoded, base)
-    )
+    """A record of `entries`, whose encoding is `data`."""
+    record = _EncodedRecord(hard_state, msgspec.Raw(data), base, commit_index)
     if entries:
         last = entries[-1].index, entries[-1].term
-        effect = _Effect(hard_state, anew, entries[0].index, last)
+        effect = _Effect(hard_state, anew, entries[0].index, last, commit_index)
     else:
-        effect = _Effect(hard_state, anew, 0, base)
-    return _Queued(0, len(data), record, effect)
+        effect = _Effect(hard_state, anew, 0, base, commit_index)
+    return _Queued(number, len(data), record, effect)
 
 
 def _first_frame(

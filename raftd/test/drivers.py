@@ -241,11 +241,12 @@ class RecordingLog(MemoryLog):
         hard_state: HardState | None,
         entries: Sequence[Entry],
         base: tuple[int, int] | None = None,
+        commit_index: int = 0,
     ) -> None:
         if self.closed:
             raise AssertionError("a write after the log was closed")
         self.writes.append([*entries])
-        super().write(number, hard_state, entries, base)
+        super().write(number, hard_state, entries, base, commit_index)
 
 
 class Alone:

@@ -97,9 +97,10 @@ class Rig:
         hard_state: HardState | None,
         new: Sequence[Entry],
         base: tuple[int, int] | None = None,
+        commit_index: int = 0,
     ) -> int:
         self.number += 1
-        self.wal.write(self.number, hard_state, new, base)
+        self.wal.write(self.number, hard_state, new, base, commit_index)
         return self.number
 
     def run_log(self) -> None:
@@ -165,6 +166,13 @@ def recovered(disk: Files) -> tuple[HardState, list[Entry]]:
     """What opening the log finds; it is closed again."""
     hard_state, _, found = recovered_with_base(disk)
     return hard_state, found
+
+
+def recovered_commit_index(disk: Files) -> int:
+    """The commit index that opening the log finds."""
+    wal = Wal.open(PATH, MEMBER, reactor=ManualReactor(), files=disk)
+    wal.close()
+    return wal.commit_index
 
 
 def recovered_with_base(disk: Files) -> tuple[HardState, tuple[int, int], list[Entry]]:

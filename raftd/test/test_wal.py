@@ -40,6 +40,7 @@ from raftd.test.logrig import (
     new_disk,
     open_rig,
     recovered,
+    recovered_commit_index,
 )
 from raftd.test.simdisk import Operation
 
@@ -198,6 +199,84 @@ class WalTests(SynchronousTestCase):
             self.assertEqual(recovered(rig.disk.power_failure()), (hard_state, log))
 
 
+class CommitIndexTests(SynchronousTestCase):
+    """What was known to be committed when a write was made."""
+
+    def recovered(self, rig: Rig) -> int:
+        return recovered_commit_index(rig.disk.power_failure())
+
+    def test_27_the_greatest_that_was_written(self) -> None:
+        rig = create_rig(None, HardState(1, 0), entries(1, 4)).start()
+        self.assertEqual(rig.wal.commit_index, 0)
+        rig.write(None, entries(5, 6), commit_index=3)
+        rig.write(HardState(2, 0), [], commit_index=4)
+        rig.write(HardState(3, 0), [])
+        self.assertEqual(self.recovered(rig), 0)
+        rig.run()
+        self.assertEqual(self.recovered(rig), 4)
+        again = open_rig(rig.disk.power_failure()).start()
+        self.assertEqual(again.wal.commit_index, 4)
+        again.write(None, entries(7, 7), commit_index=2)
+        again.run()
+        self.assertEqual(self.recovered(again), 4)
+
+    def test_27_a_log_that_begins_anew_moves_nothing_down(self) -> None:
+        rig = create_rig(None, HardState(1, 0), entries(1, 4)).start()
+        rig.write(None, [], commit_index=4)
+        rig.write(None, [], (9, 1))
+        rig.run()
+        self.assertEqual(self.recovered(rig), 4)
+
+    def test_27_outlives_the_segment_that_held_it(self) -> None:
+        """A checkpoint carries it on, after a restart as well."""
+        for restarts in (False, True):
+            rig = create_rig().start()
+            rig.write(HardState(1, 0), entries(1, 3, size=900), commit_index=2)
+            for i in range(4, 12):
+                rig.run()
+                if restarts:
+                    rig = open_rig(rig.disk.power_failure()).start()
+                rig.write(None, entries(i, i, size=900))
+            rig.run()
+            rig.wal.compact(11)
+            rig.run()
+            self.assertNotIn(f"{PATH}/00000000000000000001.segment", rig.disk.contents())
+            self.assertEqual(self.recovered(rig), 2)
+
+    def test_27_a_write_of_several_frames(self) -> None:
+        """What is committed in it is not said before it is there."""
+        rig = create_rig(segment_bytes=1 << 16).start()
+        seen = set()
+
+        def judge(operation: Operation) -> None:
+            disk = rig.disk.power_failure()
+            log, commit_index = recovered(disk)[1], recovered_commit_index(disk)
+            self.assertLessEqual(commit_index, len(log))
+            seen.add((len(log), commit_index))
+
+        rig.disk.before = judge
+        rig.write(None, entries(1, 100, size=2000), commit_index=90)
+        rig.run_log()
+        judge(Operation("", ""))
+        self.assertGreater(len(seen), 3)
+        self.assertEqual({c for _, c in seen}, {0, 90})
+
+    def test_27_records_without_it(self) -> None:
+        """As older logs have them, and what a newer one adds at the end is passed over."""
+        rig = create_rig(None, HardState(1, 0), entries(1, 2))
+        for sequence, expected, record in (
+            (2, 0, (None, entries(3, 3))),
+            (3, 0, (None, entries(4, 4), None)),
+            (4, 3, (None, entries(5, 5), None, 3)),
+            (5, 4, (None, entries(6, 6), None, 4, "more")),
+        ):
+            frame = frames.encode_frame(sequence, msgspec.msgpack.encode([record]), SEED)
+            path = f"{PATH}/00000000000000000001.segment"
+            rig.disk.inode(path).write(bytes(frame), sequence * SECTOR)
+            self.assertEqual(len(recovered(rig.disk)[1]), sequence + 1)
+            self.assertEqual(recovered_commit_index(rig.disk), expected)
+
+
 class GroupCommitTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.rig = create_rig(segment_bytes=1 << 16).start()
@@ -319,10 +398,14 @@ class GroupCommitTests(SynchronousTestCase):
         """At each size around the largest, it fits or it is refused; never half of it."""
         fitted = refused = 0
         limit = self.rig.wal._payload_limit
-        for size in range(limit - 60, limit):
+        for size in range(limit - 80, limit):
             rig = create_rig(segment_bytes=1 << 16).start()
             try:
-                rig.write(HardState(2**63, 2**64 - 1), [entry(1, data=bytes(size))])
+                rig.write(
+                    HardState(2**63, 2**64 - 1),
+                    [entry(1, data=bytes(size))],
+                    commit_index=2**64 - 1,
+                )
             except InvariantViolated:
                 refused += 1
             else:
@@ -445,9 +528,9 @@ class DocumentationTests(SynchronousTestCase):
             raise SkipTest("raftd is installed without its docs")
         first = Entry(1, 1, 1, 5, b"\x91\xc4\x02hi")
         rig = create_rig(None, HardState(1, MEMBER), [first], 3072).start()
-        rig.write(HardState(2, 0), [])
-        last = Entry(3, 2, 1, 8, bytes(463) + b"*" + bytes(136))
-        rig.write(None, [Entry(2, 2, 0, 7, b""), last])
+        rig.write(HardState(2, 0), [], commit_index=1)
+        last = Entry(3, 2, 1, 8, bytes(461) + b"*" + bytes(138))
+        rig.write(None, [Entry(2, 2, 0, 7, b""), last], commit_index=1)
         rig.run_log()
         data = rig.disk.contents()[f"{PATH}/00000000000000000001.segment"]
         line_pattern = r"^([0-9a-f]{8})  ((?:[0-9a-f]{2} ?)+)$"

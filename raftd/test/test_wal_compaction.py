@@ -283,13 +283,13 @@ class CompactionTests(SynchronousTestCase):
         largest = HardState(2**64 - 1, 2**64 - 1)
         fitted = 0
         limit = self.rig.wal._payload_limit
-        for size in range(limit - 80, limit):
+        for size in range(limit - 100, limit):
             rig = create_rig(None, largest, base=(2**62, 2**63)).start()
             try:
-                rig.write(None, [entry(2**62 + 1, 2**63, bytes(size))])
+                rig.write(None, [entry(2**62 + 1, 2**63, bytes(size))], None, 2**62)
             except InvariantViolated:
                 continue
-            rig.write(largest, [entry(2**62 + 2, 2**64 - 1, bytes(size))])
+            rig.write(largest, [entry(2**62 + 2, 2**64 - 1, bytes(size))], None, 2**62 + 1)
             rig.run()
             self.assertEqual((rig.acknowledged, rig.failures), (2, []))
             self.assertEqual({len(d) for d in rig.disk.contents().values()}, {SMALL_SEGMENT})
