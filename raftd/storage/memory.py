@@ -35,9 +35,11 @@ class MemoryLog:
     An `ILogStorage` in memory.
 
     Without a clock, writes become durable when `flush` is called.  With one,
-    they do so `delay_seconds` after the first that waits, as a disk with
-    group commit would; the delay may be changed at any time, and None means
-    that the disk hangs until `flush` is called.
+    there is group commit, as on a disk: a flush begins with the first write
+    that waits, takes `delay_seconds`, and covers what was queued when it
+    began; what comes meanwhile waits for the next, which begins then.  The
+    delay may be changed at any time, for flushes that begin later, and None
+    means that the disk hangs until `flush` is called.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class MemoryLog:
         self._queued: list[Record] = []
         self._last_number = 0
         self._compacted_index = 0
+        #: The flush under way, and how many of `_queued` it covers.
         self._call: IDelayedCall | None = None
+        self._covered = 0
         self._started = False
         #: False once it failed, crashed or was closed: it never calls anybody again.
         self._alive = True
@@ -99,8 +103,8 @@ class MemoryLog:
         if not self._alive:
             return
         self._queued.append(Record(hard_state, tuple(entries), base, commit_index))
-        if self._clock is not None and self.delay_seconds is not None and self._call is None:
-            self._call = self._clock.callLater(self.delay_seconds, self._delayed_flush)
+        if self._call is None:
+            self._begin_flush()
 
     def compact(self, base_index: int) -> None:
         if not self._started:
@@ -118,18 +122,38 @@ class MemoryLog:
     # -- the disk ------------------------------------------------------------
 
     def flush(self) -> None:
-        """Make durable what is queued and say so, or fail if that was asked for."""
+        """
+        Make durable at once all that is queued, whatever flush is under way,
+        and say so; or fail if that was asked for.
+        """
         if not self._alive or not self._queued:
             return
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        self._end_flush(len(self._queued))
+
+    def _begin_flush(self) -> None:
+        """A flush of what is queued now."""
+        if self._clock is not None and self.delay_seconds is not None:
+            self._covered = len(self._queued)
+            self._call = self._clock.callLater(self.delay_seconds, self._delayed_flush)
+
+    def _delayed_flush(self) -> None:
+        self._call = None
+        self._end_flush(self._covered)
+
+    def _end_flush(self, count: int) -> None:
+        """The first `count` writes that are queued are durable; the next flush begins."""
         if self._failing is not None:
             self._die()
             self._failed(self._failing)
             return
-        self._keep(len(self._queued))
-        self._persisted(self._last_number)
+        self._keep(count)
+        number = self._last_number - len(self._queued)
+        if self._queued:
+            self._begin_flush()
+        self._persisted(number)
 
     def fail(self, reason: Fatal | None = None) -> None:
         """Make the next flush fail, and so the log."""
@@ -166,10 +190,6 @@ class MemoryLog:
         durable = self._durable
         last_index, _ = durable.outline.last
         durable.compact(min(self._compacted_index, last_index))
-
-    def _delayed_flush(self) -> None:
-        self._call = None
-        self.flush()
 
     def _die(self) -> None:
         self._alive = False

@@ -70,22 +70,65 @@ class MemoryLogTests(SynchronousTestCase):
             after = log.crash(kept)
             self.assertEqual((after.hard_state, list(after.entries)), state)
 
-    def test_delay(self) -> None:
-        """Group commit: what is written until the delay ends is flushed together."""
+    def test_50_a_flush_covers_what_was_there_when_it_began(self) -> None:
+        """Group commit: what is written meanwhile is flushed together, by the next."""
         log = self.started(MemoryLog(clock=self.clock, delay_seconds=2))
         log.write(1, None, entries(1, 1))
         self.clock.advance(1)
         log.write(2, None, entries(2, 2))
-        self.assertEqual(self.persisted, [])
-        self.clock.advance(1)
-        self.assertEqual(self.persisted, [2])
-        log.delay_seconds = 5
+        self.clock.advance(0.5)
         log.write(3, None, entries(3, 3))
+        self.assertEqual(self.persisted, [])
+        self.clock.advance(0.5)
+        self.assertEqual((self.persisted, log.unflushed), ([1], 2))
+        log.write(4, None, entries(4, 4))
+        self.clock.advance(1.75)
+        self.assertEqual((self.persisted, log.unflushed), ([1], 3))
+        self.clock.advance(0.25)
+        self.assertEqual((self.persisted, log.unflushed), ([1, 3], 1))
+        self.assertEqual(list(log.crash().entries), entries(1, 3))
+
+    def test_delay(self) -> None:
+        """It may change; a flush under way takes as long as it was to take."""
+        log = self.started(MemoryLog(clock=self.clock, delay_seconds=2))
+        log.write(1, None, entries(1, 1))
+        log.delay_seconds = 5
+        log.write(2, None, entries(2, 2))
+        self.clock.advance(2)
+        self.assertEqual(self.persisted, [1])
         self.clock.advance(4)
+        self.assertEqual(self.persisted, [1])
+        self.clock.advance(1)
+        self.assertEqual(self.persisted, [1, 2])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_flush_overtakes_the_delay(self) -> None:
+        """Of all that is queued; the next write begins a flush of its own."""
+        log = self.started(MemoryLog(clock=self.clock, delay_seconds=2))
+        log.write(1, None, entries(1, 1))
+        log.write(2, None, entries(2, 2))
+        self.clock.advance(1)
+        log.flush()
+        self.assertEqual(self.persisted, [2])
+        log.write(3, None, entries(3, 3))
+        self.clock.advance(1)
         self.assertEqual(self.persisted, [2])
         self.clock.advance(1)
         self.assertEqual(self.persisted, [2, 3])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_begins_to_hang(self) -> None:
+        """The flush under way ends; the next never begins."""
+        log = self.started(MemoryLog(clock=self.clock, delay_seconds=1))
+        log.write(1, None, entries(1, 1))
+        log.write(2, None, entries(2, 2))
+        log.delay_seconds = None
+        self.clock.advance(100)
+        self.assertEqual(self.persisted, [1])
+        # It is repaired, which the next write finds out.
+        log.delay_seconds = 1
+        log.write(3, None, entries(3, 3))
+        self.clock.advance(1)
+        self.assertEqual(self.persisted, [1, 3])
 
     def test_hanging_disk(self) -> None:
         log = self.started(MemoryLog(clock=self.clock, delay_seconds=None))
