@@ -261,14 +261,6 @@ class BoxConnection(Protocol):
         self._write(data)
         return call.answer
 
-    def callRemote(
-        self, command: type[amp.Command], timeout_s: float, **fields: Any
-    ) -> Deferred[dict[str, Any]]:
-        """`ask` in the terms of `amp.AMP`: a command, its arguments, the same of its answer."""
-        rpc = RPC_OF_NAME[command.commandName]
-        answer = self.ask(rpc.request(**fields), timeout_s)
-        return answer.addCallback(msgspec.structs.asdict)
-
     def _watch_calls(self, deadline: float) -> None:
         # One timer for all calls.  It is not touched when an answer comes, so
         # that it costs a connection in use a few calls a second.

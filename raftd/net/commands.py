@@ -11,7 +11,7 @@ added to a struct is on the wire.  The format is described in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Literal, cast, get_type_hints
+from typing import Any, ClassVar, Final, cast, get_type_hints
 
 import msgspec
 from twisted.protocols import amp
@@ -286,23 +286,17 @@ class _Fields:
 
 
 class Rpc:
-    """
-    One command, both its structs, and how they become boxes.
-
-    `channel` is the kind of connection that it belongs on; Hello is on both.
-    """
+    """One command, both its structs, and how they become boxes."""
 
     def __init__(
         self,
         command: type[amp.Command],
         request: type[msgspec.Struct],
         response: type[msgspec.Struct],
-        channel: Literal["raft", "bulk", ""],
     ) -> None:
         self.command = command
         self.request = request
         self.response = response
-        self.channel = channel
         self.name = command.commandName.decode("ascii")
         self._request_fields = _Fields(request, command.arguments)
         self._response_fields = _Fields(response, command.response)
@@ -337,18 +331,18 @@ def error_box(tag: bytes, code: bytes, sentence: str) -> bytes:
 
 
 RPCS = (
-    Rpc(Hello, HelloRequest, HelloResponse, ""),
-    Rpc(PreVote, messages.PreVote, messages.PreVoteResponse, RAFT),
-    Rpc(RequestVote, messages.RequestVote, messages.RequestVoteResponse, RAFT),
-    Rpc(AppendEntries, messages.AppendEntries, messages.AppendEntriesResponse, RAFT),
-    Rpc(Heartbeat, messages.Heartbeat, messages.HeartbeatResponse, RAFT),
-    Rpc(TimeoutNow, messages.TimeoutNow, messages.TimeoutNowResponse, RAFT),
-    Rpc(ReadIndex, ReadIndexRequest, ReadIndexResponse, RAFT),
-    Rpc(Forward, ForwardRequest, ForwardResponse, BULK),
-    Rpc(Join, JoinRequest, JoinResponse, BULK),
-    Rpc(ChangeMembership, ChangeMembershipRequest, ChangeMembershipResponse, BULK),
-    Rpc(TransferLeadership, TransferLeadershipRequest, TransferLeadershipResponse, BULK),
-    Rpc(InstallSnapshot, messages.InstallSnapshot, messages.InstallSnapshotResponse, BULK),
+    Rpc(Hello, HelloRequest, HelloResponse),
+    Rpc(PreVote, messages.PreVote, messages.PreVoteResponse),
+    Rpc(RequestVote, messages.RequestVote, messages.RequestVoteResponse),
+    Rpc(AppendEntries, messages.AppendEntries, messages.AppendEntriesResponse),
+    Rpc(Heartbeat, messages.Heartbeat, messages.HeartbeatResponse),
+    Rpc(TimeoutNow, messages.TimeoutNow, messages.TimeoutNowResponse),
+    Rpc(ReadIndex, ReadIndexRequest, ReadIndexResponse),
+    Rpc(Forward, ForwardRequest, ForwardResponse),
+    Rpc(Join, JoinRequest, JoinResponse),
+    Rpc(ChangeMembership, ChangeMembershipRequest, ChangeMembershipResponse),
+    Rpc(TransferLeadership, TransferLeadershipRequest, TransferLeadershipResponse),
+    Rpc(InstallSnapshot, messages.InstallSnapshot, messages.InstallSnapshotResponse),
 )
 
 RPC_OF_REQUEST: dict[type[msgspec.Struct], Rpc] = {rpc.request: rpc for rpc in RPCS}
