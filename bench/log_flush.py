@@ -63,7 +63,7 @@ def measure(directory: str, batch: int) -> tuple[float, float]:
         done = number
 
     log.start(persisted, print)
-    while not log._writer.preparer.is_ready:
+    while not log._writer.preparer._ready:
         time.sleep(0.01)
     bare, logged = [], []
     for number in range(1, FLUSHES + 1):

@@ -215,11 +215,6 @@ class Preparer:
         #: Why the last preparation failed; empty when the next segment is ready.
         self.trouble = ""
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether `take` would return at once."""
-        return bool(self._ready)
-
     def prepare(self) -> None:
         """
         Make the next segment unless there is one.

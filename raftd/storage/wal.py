@@ -29,6 +29,7 @@ from typing import NamedTuple
 import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from raftd.core.messages import Entry, HardState, MemberId, encode_entries
@@ -109,6 +110,8 @@ class Wal:
     reactor each time; so it does as little as it can.  It also makes the
     bounds exact, and a defect of the caller shows in the caller.
     """
+
+    _log = Logger()
 
     @classmethod
     def create(
@@ -199,6 +202,7 @@ class Wal:
         # The reactor's thread alone uses these.
         self._outline = recovery.replay.outline
         self._last_number = 0
+        #: Encoded bytes that were written and are not yet reported as persisted.
         self._queued_bytes = 0
         self._started = False
         self._closing: Deferred[None] | None = None
@@ -211,24 +215,12 @@ class Wal:
         self._writer = _Writer(recovery, path, segment_bytes, files)
         self._stopped = False
 
+        #: The troubles of preparer and remover that were told; their thread's alone.
+        self._told = ("", "")
+
         lengths = [s.length for s in (recovery.segment, *recovery.unused)]
         capacity = min(segment_bytes, *lengths)
         self._payload_limit = payload_limit(capacity - SECTOR) - _PAYLOAD_OVERHEAD
-
-    @property
-    def queued_bytes(self) -> int:
-        """Encoded bytes that were written and are not yet reported as persisted."""
-        return self._queued_bytes
-
-    @property
-    def trouble(self) -> str:
-        """
-        Why the next segment could not be prepared, or one that is not needed
-        any more not be removed, a sentence; or empty.
-
-        The log still works then, in the first case until its segment is full.
-        """
-        return self._writer.preparer.trouble or self._writer.remover.trouble
 
     # -- the reactor's thread ------------------------------------------------
 
@@ -319,6 +311,9 @@ class Wal:
             self._over = True
             self._failed(reason)
 
+    def _on_trouble(self, reason: str) -> None:
+        self._log.warn("{reason}", reason=reason)
+
     def _on_finished(self) -> None:
         assert self._closing is not None
         self._closing.callback(None)
@@ -380,6 +375,7 @@ class Wal:
             self._writer.preparer.prepare()
         except BaseException as e:
             self._log_worker.do(partial(self._stop, e))
+        self._tell_trouble()
 
     def _remove(self) -> None:
         """One segment for each job, so that a preparation does not wait for many."""
@@ -388,6 +384,18 @@ class Wal:
                 self._prepare_worker.do(self._remove)
         except BaseException as e:
             self._log_worker.do(partial(self._stop, e))
+        self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        """
+        Warn of what does not stop the log yet, once for each reason: the next
+        segment cannot be prepared, or an old one not be removed.
+        """
+        troubles = self._writer.preparer.trouble, self._writer.remover.trouble
+        for trouble, told in zip(troubles, self._told, strict=True):
+            if trouble not in ("", told):
+                self._reactor.callFromThread(self._on_trouble, trouble)
+        self._told = troubles
 
 
 class _Writer:

@@ -417,11 +417,11 @@ class GroupCommitTests(SynchronousTestCase):
     def test_bound_on_the_queue(self) -> None:
         self.patch(wal, "MAX_QUEUED_BYTES", 1000)
         self.rig.write(None, [entry(1, data=bytes(800))])
-        self.assertGreater(self.rig.wal.queued_bytes, 800)
+        self.assertGreater(self.rig.wal._queued_bytes, 800)
         self.assertRaises(InvariantViolated, self.rig.write, None, [entry(2, data=bytes(800))])
         self.rig.number = 1
         self.rig.run()
-        self.assertEqual(self.rig.wal.queued_bytes, 0)
+        self.assertEqual(self.rig.wal._queued_bytes, 0)
         self.rig.write(None, [entry(2, data=bytes(800))])
         self.rig.run()
         self.assertEqual(self.rig.persisted, [1, 2])

@@ -10,6 +10,7 @@ import errno
 import random
 import zlib
 
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Entry, HardState
@@ -363,14 +364,20 @@ class CrashTests(SynchronousTestCase):
                 raise OSError(errno.EPERM, "Operation not permitted")
 
         rig.disk.before = refuse
-        rig.wal.compact(10)
-        rig.run()
-        self.assertIn(f"{path_of(1)}, which is not needed any more, stays", rig.wal.trouble)
+        with capturedLogs() as events:
+            rig.wal.compact(10)
+            rig.run()
+            rig.wal.compact(11)
+            rig.run()
+        [warning] = [e for e in events if e["log_level"] is LogLevel.warn]
+        self.assertIn(
+            f"{path_of(1)}, which is not needed any more, stays", formatEvent(warning)
+        )
         self.assertEqual((rig.failures, segments(rig.disk)[0]), ([], 1))
         rig.disk.before = lambda operation: None
-        rig.wal.compact(11)
+        rig.wal.compact(12)
         rig.run()
-        self.assertEqual((rig.wal.trouble, segments(rig.disk)[0]), ("", 4))
+        self.assertEqual(segments(rig.disk)[0], 5)
 
     def test_47_directory_that_cannot_be_flushed(self) -> None:
         """Nobody knows what is there: nothing more is removed, and the log stops."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Sequence
 
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.errors import InvariantViolated, StorageFailed
@@ -15,6 +18,10 @@ from raftd.test.logrig import (
     recovered,
 )
 from raftd.test.simdisk import Operation
+
+
+def warnings(events: Sequence[LogEvent]) -> list[str]:
+    return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
 
 
 class PreparationTests(SynchronousTestCase):
@@ -34,7 +41,7 @@ class PreparationTests(SynchronousTestCase):
     def test_ready_ahead_of_need(self) -> None:
         """A flush that begins a segment only writes and flushes."""
         self.rig.run_preparer()
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+        self.assertEqual(len(self.rig.wal._writer.preparer._ready), 1)
         self.rig.disk.before = self.operations.append
         self.fill()
         self.assertEqual(self.rig.persisted, [1, 2, 3])
@@ -42,7 +49,7 @@ class PreparationTests(SynchronousTestCase):
         self.assertEqual(len({o.path for o in self.operations}), 2)
         # And then the one after it is made.
         self.rig.run_preparer()
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+        self.assertEqual(len(self.rig.wal._writer.preparer._ready), 1)
 
     def test_made_when_it_is_not_ready(self) -> None:
         self.fill()
@@ -63,10 +70,14 @@ class PreparationTests(SynchronousTestCase):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def test_48_full_disk_ahead_of_need(self) -> None:
-        """The log goes on, says why it is in trouble, and recovers when there is room."""
+        """The log goes on, warns, and recovers when there is room."""
         self.rig.disk.before = self.full
         self.rig.run_preparer()
-        self.assertIn("No space left on device", self.rig.wal.trouble)
+        with capturedLogs() as events:
+            self.rig.reactor.run()
+        [warning] = warnings(events)
+        self.assertIn("No space left on device", warning)
+        self.assertIn("stops when the present one is full", warning)
         self.assertEqual(self.rig.failures, [])
         self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
         self.rig.write(None, [entry(1)])
@@ -74,8 +85,30 @@ class PreparationTests(SynchronousTestCase):
         self.assertEqual(self.rig.persisted, [1])
         self.rig.disk.before = self.operations.append
         self.rig.run_preparer()
-        self.assertEqual(self.rig.wal.trouble, "")
-        self.assertTrue(self.rig.wal._writer.preparer.is_ready)
+        self.assertEqual(len(self.rig.wal._writer.preparer._ready), 1)
+
+    def test_one_warning_for_each_reason(self) -> None:
+        """It is not said again at each attempt; but it is when it comes back."""
+        numbers = [errno.ENOSPC, errno.ENOSPC, errno.EIO, errno.EIO, 0, errno.EIO]
+
+        def refuse(operation: Operation) -> None:
+            if operation.path.endswith(".tmp") and operation.name == "write" and numbers[0]:
+                raise OSError(numbers[0], os.strerror(numbers[0]))
+
+        worker = self.rig.workers["raftd log segments"]
+        self.rig.run_preparer()
+        self.rig.disk.before = refuse
+        found = []
+        while numbers:
+            self.rig.wal._writer.preparer._ready.clear()
+            worker.do(self.rig.wal._prepare)
+            with capturedLogs() as events:
+                self.rig.run_preparer()
+                self.assertEqual(warnings(events), [])  # not in this thread
+                self.rig.reactor.run()
+            found.append(len(warnings(events)))
+            del numbers[0]
+        self.assertEqual(found, [1, 0, 1, 0, 0, 1])
 
     def test_48_full_disk_when_needed(self) -> None:
         """Then it stops, once and for all, and a restart with room is clean."""
