@@ -2,9 +2,10 @@
 Real cores without a driver: the test decides what is delivered, lost and
 flushed, and when.
 
-A `Node` is one core with a disk; a `Cluster` is several of them with a
-network between.  Everything is checked after every step: each core by
-`raftd.core.invariants`, and by `Safety` what binds the cores to one another.
+A `Node` is one core with a disk and a state machine, whose state is the list
+of all that it has applied.  It does what a driver promises and no more, in
+steps that a crash may come between.  Each core is checked by
+`raftd.core.invariants` after every step.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from raftd.core.invariants import Checker
 from raftd.core.log import Log
-from raftd.core.membership import Configuration
+from raftd.core.membership import AddLearner, Change, Configuration, Promote
 from raftd.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -23,7 +26,7 @@ from raftd.core.messages import (
     EntryKind,
     HardState,
     Heartbeat,
-    HeartbeatResponse,
+    InstallSnapshot,
     Member,
     MemberId,
     Message,
@@ -32,15 +35,20 @@ from raftd.core.messages import (
     RequestVoteResponse,
     Response,
 )
-from raftd.core.raft import Outgoing, Raft, Role, Write
+from raftd.core.raft import Raft, Role
+from raftd.core.ready import Outgoing, Piece, Write
 from raftd.core.settings import Settings
+from raftd.core.snapshot import SnapshotMetadata
 
 HEARTBEAT_S = 0.1
 ELECTION_S = 0.6
 SETTINGS = Settings(heartbeat_interval_ms=100, election_timeout_ms=600)
+#: With leases, and no tail of the log kept behind a snapshot.
+LEASES = msgspec.structs.replace(SETTINGS, lease_reads=True)
+NO_TAIL = msgspec.structs.replace(SETTINGS, snapshot_tail_entries=0)
 
-#: Rounds of delivering and flushing after which a cluster must have come to rest.
-MAX_SETTLE_ROUNDS = 10_000
+#: Snapshots that a disk keeps.
+SNAPSHOTS_KEPT = 2
 
 
 def member(member_id: MemberId) -> Member:
@@ -51,11 +59,13 @@ def configuration(
     voters: Iterable[MemberId] = (),
     learners: Iterable[MemberId] = (),
     outgoing: Iterable[MemberId] = (),
+    removed: Iterable[MemberId] = (),
 ) -> Configuration:
     return Configuration(
         tuple(map(member, sorted(voters))),
         tuple(map(member, sorted(outgoing))),
         tuple(map(member, sorted(learners))),
+        tuple(removed),
     )
 
 
@@ -78,19 +88,74 @@ def check(holds: bool, rule: str) -> None:
         raise AssertionError(rule)
 
 
+class Snapshot(msgspec.Struct, array_like=True, frozen=True):
+    """A whole snapshot, whose state is everything that was applied."""
+
+    metadata: SnapshotMetadata
+    state: tuple[Entry, ...]
+
+    @property
+    def index(self) -> int:
+        return self.metadata.last_included_index
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.metadata.last_included_index, self.metadata.last_included_term
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, file: bytes) -> Snapshot:
+        return msgspec.msgpack.decode(file, type=cls)
+
+
+def snapshot_of(
+    entries: Sequence[Entry], base: Configuration, index: int | None = None
+) -> Snapshot:
+    """A snapshot of a log up to `index`, or of all of it."""
+    state = tuple(entries[:index])
+    metadata = SnapshotMetadata(state[-1].index, state[-1].term, base, state[-1].time_ms)
+    return Snapshot(metadata, state)
+
+
 class Disk:
     """
-    What the write-ahead log promises: writes become durable in their order.
+    What the write-ahead log and the store of snapshots promise.
 
-    A write whose first entry is at or before the last replaces the suffix.
+    Writes become durable in their order, compactions behind the writes that
+    were there before them.  A write whose first entry is at or before the last
+    replaces the suffix; one with a base drops the whole log.  A snapshot is
+    durable, whole, or not there.
     """
 
     def __init__(
-        self, entries: Iterable[Entry] = (), hard_state: HardState | None = None
+        self,
+        entries: Iterable[Entry] = (),
+        hard_state: HardState | None = None,
+        *,
+        base: tuple[int, int] = (0, 0),
+        snapshots: Iterable[Snapshot] = (),
     ) -> None:
+        self.base_index, self.base_term = base
         self.entries = list(entries)
         self.hard_state = hard_state or HardState()
+        #: The greatest commit index that a durable write has carried.
+        self.commit_index = 0
         self.queue: deque[Write] = deque()
+        self.snapshots = list(snapshots)
+        #: (write that comes first, base index).
+        self._compactions: deque[tuple[int, int]] = deque()
+        #: Whether compaction waits for a more convenient time, which never comes.
+        self.is_lazy = False
+
+    @property
+    def last_index(self) -> int:
+        return self.base_index + len(self.entries)
+
+    @property
+    def latest(self) -> Snapshot | None:
+        return self.snapshots[-1] if self.snapshots else None
 
     def write(self, write: Write) -> None:
         self.queue.append(write)
@@ -101,18 +166,55 @@ class Disk:
         if write.hard_state is not None:
             check(write.hard_state.term >= self.hard_state.term, "the term on disk grows")
             self.hard_state = write.hard_state
+        if write.base is not None:
+            check(self._has_snapshot(write.base[0]), "a log begins anew behind a snapshot")
+            self.base_index, self.base_term = write.base
+            self.entries.clear()
         if write.entries:
             first = write.entries[0].index
-            check(first <= len(self.entries) + 1, "no gap is written")
-            self.entries[first - 1 :] = write.entries
+            check(self.base_index < first <= self.last_index + 1, "no gap is written")
+            self.entries[first - self.base_index - 1 :] = write.entries
+        check(write.commit_index <= self.last_index, "a write is durable with what it commits")
+        self.commit_index = max(self.commit_index, write.commit_index)
+        while self._compactions and self._compactions[0][0] <= write.number:
+            self._compact(self._compactions.popleft()[1])
         return write.number
+
+    def compact(self, base_index: int) -> None:
+        if self.queue:
+            self._compactions.append((self.queue[-1].number, base_index))
+        else:
+            self._compact(base_index)
+
+    def _compact(self, base_index: int) -> None:
+        if self.is_lazy or base_index <= self.base_index:
+            return
+        check(self._has_snapshot(base_index), "a log is compacted behind a snapshot")
+        check(base_index <= self.last_index, "a log is compacted where it is durable")
+        self.base_term = self.entries[base_index - self.base_index - 1].term
+        del self.entries[: base_index - self.base_index]
+        self.base_index = base_index
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """A snapshot has become durable."""
+        if all(kept.key != snapshot.key for kept in self.snapshots):
+            kept = sorted([*self.snapshots, snapshot], key=lambda s: s.key)
+            self.snapshots = kept[-SNAPSHOTS_KEPT:]
+
+    def _has_snapshot(self, index: int) -> bool:
+        return self.latest is not None and self.latest.index >= index
 
     def crash(self) -> None:
         self.queue.clear()
+        self._compactions.clear()
 
     def holds(self, entry: Entry) -> bool:
-        index = entry.index
-        return index <= len(self.entries) and self.entries[index - 1] == entry
+        """Whether the entry, or its effect, is here."""
+        position = entry.index - self.base_index - 1
+        if 0 <= position < len(self.entries) and self.entries[position] == entry:
+            return True
+        latest = self.latest
+        return latest is not None and latest.state[entry.index - 1 : entry.index] == (entry,)
 
 
 class Time:
@@ -140,6 +242,7 @@ class Node:
         settings: Settings = SETTINGS,
         stepped: Callable[[Node], None] | None = None,
     ) -> None:
+        """`base` is the configuration before the first entry of the log."""
         self.id = member_id
         self.base = base
         self.disk = disk or Disk()
@@ -148,6 +251,8 @@ class Node:
         self.settings = settings
         self._stepped = stepped
         self.incarnation = 0
+        #: How often a snapshot has taken the place of the state.
+        self.restores = 0
         self.start()
 
     def start(self) -> None:
@@ -157,9 +262,22 @@ class Node:
         self.dirty = False
         self.sent: list[Outgoing] = []
         self.to_apply: deque[Entry] = deque()
-        self.applied: list[Entry] = []
+        latest = self.disk.latest
+        #: The state: all that was ever applied, here or where a snapshot is from.
+        self.applied: list[Entry] = [] if latest is None else list(latest.state)
         self.reads: list[tuple[int, int]] = []
         self.lost_reads: list[int] = []
+        #: Members to which a snapshot is to be sent.
+        self.lacking: list[MemberId] = []
+        #: The snapshot that is being taken.
+        self.taking: Snapshot | None = None
+        #: What is to take the place of the state.
+        self.restoring: SnapshotMetadata | None = None
+        #: Pieces that have arrived; what there is of their snapshot; the last
+        #: pieces of snapshots that are durable, of which the core does not know.
+        self.pieces: deque[Piece] = deque()
+        self._partial: tuple[tuple[int, int], bytearray] = ((0, 0), bytearray())
+        self.received: deque[tuple[Piece, Snapshot]] = deque()
         self._request_number = 0
         self.raft = Raft(
             self.id,
@@ -167,8 +285,11 @@ class Node:
             self.rng,
             self.time.now,
             hard_state=self.disk.hard_state,
-            log=Log(self.disk.entries),
-            configuration=self.base,
+            log=Log(self.disk.entries, self.disk.base_index, self.disk.base_term),
+            snapshot=SnapshotMetadata(0, 0, self.base, 0)
+            if latest is None
+            else latest.metadata,
+            commit_index=self.disk.commit_index,
         )
         self._checker = Checker(self.raft)
         self._step()
@@ -208,21 +329,30 @@ class Node:
         return term_and_index
 
     def read(self, context: int) -> None:
-        self.raft.read_index(context)
+        self.raft.read_index(context, self.time.now)
         self._step()
+
+    def change(self, *changes: Change, force: bool = False) -> int:
+        index = self.raft.change_membership(changes, self.time.now, force=force)
+        self._step()
+        return index
 
     def add_learner(self, member_id: MemberId) -> int:
-        index = self.raft.add_learner(member(member_id), self.time.now)
-        self._step()
-        return index
+        return self.change(AddLearner(member(member_id)))
 
     def promote(self, member_id: MemberId) -> int:
-        index = self.raft.promote(member_id, self.time.now)
+        return self.change(Promote(member_id))
+
+    def transfer(self, successor: MemberId | None = None) -> None:
+        self.raft.transfer(successor, self.time.now)
         self._step()
-        return index
 
     def persisted(self, number: int) -> None:
         self.raft.persisted(number, self.time.now)
+        self._step()
+
+    def snapshot_installed(self, member_id: MemberId, term: int, index: int) -> None:
+        self.raft.snapshot_installed(member_id, term, index)
         self._step()
 
     # -- outputs -------------------------------------------------------------
@@ -235,14 +365,21 @@ class Node:
             self.disk.write(ready.write)
         check(all(out.to != self.id for out in ready.messages), "nothing is sent to oneself")
         self.sent += ready.messages
+        if ready.restore is not None:
+            self.restoring = ready.restore
+            self.to_apply.clear()
         self.to_apply += ready.committed
         self.reads += ready.reads
         self.lost_reads += ready.lost_reads
+        self.lacking += ready.lack_snapshot
+        self.pieces += ready.pieces
         self._step()
         self.dirty = False
 
     def apply(self, count: int | None = None) -> None:
-        """Apply what is committed, or `count` entries of it."""
+        """Apply what is committed, or `count` entries of it; restoring comes first."""
+        if self.restoring is not None:
+            self._restore(self.restoring)
         if not self.to_apply:
             return
         for _ in range(len(self.to_apply) if count is None else count):
@@ -272,6 +409,92 @@ class Node:
         self.flush()
         return self.take()
 
+    # -- snapshots -----------------------------------------------------------
+
+    def begin_snapshot(self) -> bool:
+        """Begin to take a snapshot of this moment's state; false if there is nothing new."""
+        self.collect()
+        index, latest = len(self.applied), self.disk.latest
+        if self.taking is not None or self.restoring is not None or not index:
+            return False
+        if latest is not None and index <= latest.index:
+            return False
+        last = self.applied[-1]
+        check(self.raft.log.term_at(index) == last.term, "the log holds what was applied last")
+        configuration = self.raft.configuration_at(index)
+        metadata = SnapshotMetadata(index, last.term, configuration, last.time_ms)
+        self.taking = Snapshot(metadata, tuple(self.applied))
+        return True
+
+    def finish_snapshot(self) -> None:
+        """What was begun is durable now, and the log is compacted behind it."""
+        if self.taking is None:
+            return
+        snapshot, self.taking = self.taking, None
+        self.disk.keep(snapshot)
+        self.disk.compact(self.raft.compact(snapshot.index))
+        self._step()
+
+    def take_snapshot(self) -> None:
+        """All of it at once."""
+        check(self.begin_snapshot(), "there is something to take a snapshot of")
+        self.finish_snapshot()
+
+    def keep_piece(self) -> None:
+        """Keep the oldest piece, durably if it is the last, or say where to go on."""
+        piece = self.pieces.popleft()
+        request, latest = piece.request, self.disk.latest
+        key = request.last_included_index, request.last_included_term
+        next_offset = request.offset + len(request.data)
+        if latest is not None and latest.key == key:
+            kept: Snapshot | None = latest
+        else:
+            kept = None
+            if self._partial[0] != key:
+                self._partial = key, bytearray()
+            held = self._partial[1]
+            if request.offset != len(held):
+                next_offset = len(held)
+            else:
+                held += request.data
+                if request.done:
+                    kept = Snapshot.decode(bytes(held))
+                    check(kept.key == key, "a snapshot says what it is")
+                    self.disk.keep(kept)
+                    self._partial = ((0, 0), bytearray())
+        if request.done and kept is not None:
+            self.received.append((piece, kept))
+        else:
+            self.raft.piece_kept(piece, next_offset)
+            self._step()
+
+    def install(self) -> None:
+        """Tell the core of a snapshot that has arrived and is durable."""
+        piece, snapshot = self.received.popleft()
+        self.raft.install_snapshot(piece, snapshot.metadata)
+        self._step()
+
+    def take_in(self) -> None:
+        """Keep, install and restore whatever has arrived."""
+        self.collect()
+        while self.pieces or self.received:
+            while self.pieces:
+                self.keep_piece()
+            while self.received:
+                self.install()
+            self.collect()
+        if self.restoring is not None:
+            self._restore(self.restoring)
+
+    def _restore(self, metadata: SnapshotMetadata) -> None:
+        (snapshot,) = (s for s in self.disk.snapshots if s.metadata == metadata)
+        self.restoring = None
+        self.restores += 1
+        self.applied = list(snapshot.state)
+        self.raft.applied(snapshot.index)
+        self._step()
+        self.disk.compact(self.raft.compact(snapshot.index))
+
     # -- shorthands for tests of one node ------------------------------------
 
     def answer(self, sender: MemberId, request: Request) -> Response:
@@ -279,13 +502,11 @@ class Node:
         self._request_number += 1
         self.take_flushed()
         self.receive(sender, request, self._request_number)
+        self.take_in()
         answers = [o for o in self.take_flushed() if o.request_id == self._request_number]
         check(len(answers) == 1 and answers[0].to == sender, "one answer to one request")
         message = answers[0].message
-        assert isinstance(
-            message,
-            PreVoteResponse | RequestVoteResponse | AppendEntriesResponse | HeartbeatResponse,
-        )
+        assert isinstance(message, Response)
         return message
 
     def time_out(self) -> None:
@@ -318,6 +539,20 @@ class Node:
         self.respond(sender, AppendEntriesResponse(self.raft.term, True, match_index))
 
 
+def pieces_of(snapshot: Snapshot, term: int, count: int = 3) -> list[InstallSnapshot]:
+    """What the leader of `term` sends of a snapshot, in `count` pieces."""
+    file = snapshot.encode()
+    size = len(file) // count + 1
+    return [piece_of(snapshot, file, term, at, size) for at in range(0, len(file), size)]
+
+
+def piece_of(
+    snapshot: Snapshot, file: bytes, term: int, offset: int, size: int
+) -> InstallSnapshot:
+    data = file[offset : offset + size]
+    return InstallSnapshot(term, *snapshot.key, offset, data, offset + size >= len(file))
+
+
 def messages_to(sent: Iterable[Outgoing], to: MemberId) -> list[Message]:
     return [out.message for out in sent if out.to == to]
 
@@ -338,325 +573,7 @@ def heartbeats_in(sent: Iterable[Outgoing], to: MemberId | None = None) -> list[
     ]
 
 
-class Safety:
-    """What must hold across all nodes, at every moment (Raft paper, figure 3)."""
-
-    def __init__(self, nodes: dict[MemberId, Node]) -> None:
-        self._nodes = nodes
-        self._leaders: dict[int, MemberId] = {}
-        #: The log of each term's leader as it was elected.
-        self._elected_with: dict[int, list[Entry]] = {}
-        #: (index, term) -> (the entry, the term before it).
-        self._entries: dict[tuple[int, int], tuple[Entry, int]] = {}
-        #: What is committed, from index 1.
-        self.committed: list[Entry] = []
-        #: The term of the leader that committed each.
-        self._committed_in: list[int] = []
-        self._logs: dict[MemberId, list[Entry]] = {}
-        self._commits: dict[tuple[MemberId, int], int] = {}
-        self._applied: dict[tuple[MemberId, int], int] = {}
-
-    def check(self, node: Node) -> None:
-        """After a step of `node`."""
-        raft = node.raft
-        log = raft.log.entries(raft.log.first_index, raft.log.last_index)
-        self._check_log_matching(node.id, log)
-        if raft.role is Role.LEADER:
-            if raft.term not in self._leaders:
-                self._check_leader_completeness(raft.term, log)
-            leader = self._leaders.setdefault(raft.term, node.id)
-            check(leader == node.id, f"Election Safety: two leaders in term {raft.term}")
-        self._check_commit(node, log)
-        key = node.id, node.incarnation
-        for entry in node.applied[self._applied.get(key, 0) :]:
-            check(
-                entry.index <= len(self.committed) and self.committed[entry.index - 1] == entry,
-                f"State Machine Safety: {entry.index} at {node.id}",
-            )
-        self._applied[key] = len(node.applied)
-
-    def _check_log_matching(self, member_id: MemberId, log: list[Entry]) -> None:
-        """
-        (index, term) determines the entry and the term before it, in every
-        log; by induction it determines the whole log up to there.
-        """
-        before = self._logs.get(member_id, [])
-        same = min(len(before), len(log))
-        while same and before[same - 1] is not log[same - 1]:
-            same -= 1
-        for i in range(same, len(log)):
-            seen = log[i], log[i - 1].term if i else 0
-            known = self._entries.setdefault((log[i].index, log[i].term), seen)
-            check(known == seen, f"Log Matching: {seen} and {known}")
-        if same < len(log) or same < len(before):
-            self._logs[member_id] = log
-
-    def _check_leader_completeness(self, term: int, log: list[Entry]) -> None:
-        self._elected_with[term] = log
-        for entry, committed_in in zip(self.committed, self._committed_in, strict=True):
-            if committed_in < term:
-                check(
-                    len(log) >= entry.index and log[entry.index - 1] == entry,
-                    f"Leader Completeness: the leader of {term} lacks {entry}",
-                )
-
-    def _check_commit(self, node: Node, log: list[Entry]) -> None:
-        raft = node.raft
-        key = node.id, node.incarnation
-        before = self._commits.get(key, 0)
-        if raft.commit_index == before:
-            return
-        self._commits[key] = raft.commit_index
-        if raft.role is Role.LEADER:
-            self._check_quorum_holds(node, log[raft.commit_index - 1])
-        for entry in log[before : raft.commit_index]:
-            if entry.index > len(self.committed):
-                check(raft.role is Role.LEADER, "a leader commits first")
-                self._commit(entry, raft.term)
-            check(
-                self.committed[entry.index - 1] == entry,
-                f"State Machine Safety: {entry.index} is committed twice",
-            )
-
-    def _commit(self, entry: Entry, term: int) -> None:
-        self.committed.append(entry)
-        self._committed_in.append(term)
-        for later, log in self._elected_with.items():
-            if later > term:
-                check(
-                    len(log) >= entry.index and log[entry.index - 1] == entry,
-                    f"Leader Completeness: the leader of {later} lacks {entry}",
-                )
-
-    def _check_quorum_holds(self, node: Node, entry: Entry) -> None:
-        for voters in node.raft.configuration.majorities():
-            holding = sum(v in self._nodes and self._nodes[v].disk.holds(entry) for v in voters)
-            check(
-                2 * holding > len(voters),
-                f"{node.id} committed {entry.index}, which {holding} of {len(voters)} hold",
-            )
-
-
-class Packet:
-    """A request or an answer on its way; `request_id` ties the two together."""
-
-    __slots__ = ("incarnation", "message", "request_id", "requester", "responder", "to")
-
-    def __init__(
-        self,
-        requester: MemberId,
-        incarnation: int,
-        responder: MemberId,
-        request_id: int,
-        to: MemberId,
-        message: Message,
-    ) -> None:
-        self.requester = requester
-        self.incarnation = incarnation
-        self.responder = responder
-        self.request_id = request_id
-        self.to = to
-        self.message = message
-
-    @property
-    def is_request(self) -> bool:
-        return self.to == self.responder
-
-    @property
-    def sender(self) -> MemberId:
-        return self.requester if self.is_request else self.responder
-
-
-class Cluster:
-    """
-    Several nodes under one virtual time, and the network between them.
-
-    Messages wait in `queues`, one for each direction, until they are
-    delivered or lost.  A request that is lost, or whose answer is, ends in
-    `unreachable` at its sender, as drivers promise it.
-    """
-
-    def __init__(
-        self,
-        base: Configuration,
-        *,
-        seed: int = 0,
-        member_ids: Iterable[MemberId] | None = None,
-        disks: dict[MemberId, Disk] | None = None,
-        settings: Settings = SETTINGS,
-    ) -> None:
-        self.time = Time()
-        self.rng = random.Random(seed)
-        self.settings = settings
-        self.nodes: dict[MemberId, Node] = {}
-        self.safety = Safety(self.nodes)
-        self.queues: dict[tuple[MemberId, MemberId], deque[Packet]] = {}
-        #: Directions in which nothing arrives.
-        self.cut: set[tuple[MemberId, MemberId]] = set()
-        self._last_request_id = 0
-        #: Requests without an answer: id -> (requester, its incarnation, responder).
-        self.unanswered: dict[int, tuple[MemberId, int, MemberId]] = {}
-        #: Requests at their responder: its request id -> the packet.
-        self._received: dict[int, Packet] = {}
-        disks = disks or {}
-        for member_id in base.members() if member_ids is None else member_ids:
-            self.add(member_id, base, disks.get(member_id))
-
-    def add(self, member_id: MemberId, base: Configuration, disk: Disk | None = None) -> Node:
-        """Start a node that knows of `base` only."""
-        self.nodes[member_id] = node = Node(
-            member_id,
-            base,
-            disk=disk,
-            time=self.time,
-            rng=random.Random(self.rng.random()),
-            settings=self.settings,
-            stepped=self.safety.check,
-        )
-        return node
-
-    def __getitem__(self, member_id: MemberId) -> Node:
-        return self.nodes[member_id]
-
-    def running(self) -> list[Node]:
-        return [node for node in self.nodes.values() if node.up]
-
-    # -- the network ---------------------------------------------------------
-
-    def collect(self, node: Node) -> None:
-        """End a turn of `node`: its messages go on their way."""
-        for out in node.take():
-            if out.request_id is None:
-                self._last_request_id += 1
-                number = self._last_request_id
-                self.unanswered[number] = (node.id, node.incarnation, out.to)
-                packet = Packet(node.id, node.incarnation, out.to, number, out.to, out.message)
-            else:
-                asked = self._received[out.request_id]
-                check(asked.requester == out.to, "an answer goes to who has asked")
-                packet = Packet(
-                    asked.requester,
-                    asked.incarnation,
-                    node.id,
-                    asked.request_id,
-                    out.to,
-                    out.message,
-                )
-            self.queues.setdefault((node.id, out.to), deque()).append(packet)
-
-    def deliver(self, packet: Packet) -> None:
-        """`packet` arrives; it must have been taken from its queue, or be a repetition."""
-        sender = packet.sender
-        node = self.nodes.get(packet.to)
-        if node is None or not node.up or (sender, packet.to) in self.cut:
-            self.lose(packet)
-        elif packet.is_request:
-            self._received[packet.request_id] = packet
-            node.receive(sender, packet.message, packet.request_id)  # type: ignore[arg-type]
-        elif node.incarnation == packet.incarnation:
-            self.unanswered.pop(packet.request_id, None)
-            node.respond(sender, packet.message)  # type: ignore[arg-type]
-
-    def lose(self, packet: Packet) -> None:
-        """`packet` does not arrive, and its requester comes to know."""
-        self.give_up(packet.request_id)
-
-    def give_up(self, request_id: int) -> None:
-        """The requester hears of no answer."""
-        asked = self.unanswered.pop(request_id, None)
-        if asked is not None:
-            requester, incarnation, responder = asked
-            node = self.nodes[requester]
-            if node.up and node.incarnation == incarnation:
-                node.unreachable(responder)
-
-    def waiting(self) -> list[deque[Packet]]:
-        return [queue for queue in self.queues.values() if queue]
-
-    def isolate(self, *member_ids: MemberId) -> None:
-        """Cut these off from all others, but not from one another."""
-        for inside in member_ids:
-            for outside in self.nodes.keys() - set(member_ids):
-                self.cut |= {(inside, outside), (outside, inside)}
-
-    def heal(self) -> None:
-        self.cut.clear()
-
-    # -- crashes -------------------------------------------------------------
-
-    def crash(self, member_id: MemberId) -> None:
-        """What is not durable is lost, and whoever waits for an answer hears of it."""
-        self.nodes[member_id].crash()
-        for request_id, (requester, _, responder) in list(self.unanswered.items()):
-            if requester == member_id:
-                del self.unanswered[request_id]
-            elif responder == member_id:
-                self.give_up(request_id)
-
-    def restart(self, member_id: MemberId) -> Node:
-        node = self.nodes[member_id]
-        if node.up:
-            self.crash(member_id)
-        node.start()
-        return node
-
-    # -- everything going well -----------------------------------------------
-
-    def settle(self) -> None:
-        """Deliver, flush and apply until nothing more happens; no time passes."""
-        for _ in range(MAX_SETTLE_ROUNDS):
-            for node in self.running():
-                if node.dirty:
-                    self.collect(node)
-                if node.disk.queue:
-                    node.flush()
-                    self.collect(node)
-                node.apply()
-            queues = self.waiting()
-            for queue in queues:
-                self.deliver(queue.popleft())
-            if not queues and not any(n.dirty or n.disk.queue for n in self.running()):
-                return
-        raise AssertionError("the cluster does not come to rest")
-
-    def run(self, seconds: float) -> None:
-        """Let time pass, with everything going well."""
-        end = self.time.now + seconds
-        self.settle()
-        while True:
-            due = min((n.raft.next_deadline for n in self.running()), default=end)
-            if due >= end:
-                break
-            self.time.now = max(self.time.now, due)
-            for node in self.running():
-                if node.raft.next_deadline <= self.time.now:
-                    node.tick()
-            self.settle()
-            for node in self.running():
-                # A driver would run in circles.
-                check(node.raft.next_deadline > self.time.now, "a deadline is met by a tick")
-        self.time.now = end
-
-    def elect(self, member_id: MemberId) -> Node:
-        """Have this node elected: all others have lost their leader, and it is first to act."""
-        self.time.now += 2 * self.settings.election_timeout_s
-        node = self.nodes[member_id]
-        for leader in self.leaders():
-            leader.tick()
-        node.tick()
-        self.settle()
-        check(node.raft.role is Role.LEADER, f"{member_id} is elected")
-        return node
-
-    def leaders(self) -> list[Node]:
-        return [n for n in self.running() if n.raft.role is Role.LEADER]
-
-    def leader(self) -> Node:
-        """The only leader."""
-        (leader,) = self.leaders()
-        return leader
-
-
-def of_voters(count: int, *, seed: int = 0) -> Cluster:
-    """A cluster of `count` voters, 1 to `count`, with empty logs."""
-    return Cluster(configuration(range(1, count + 1)), seed=seed)
+def round_in(sent: Iterable[Outgoing]) -> int:
+    """The number of the one round that these heartbeats are of."""
+    (number,) = {heartbeat.round for heartbeat in heartbeats_in(sent)}
+    return number

@@ -29,18 +29,17 @@ from raftd.core.messages import (
 from raftd.core.raft import Role
 from raftd.core.reads import ReadQueue
 from raftd.errors import ChangeInProgress, InvariantViolated, NotCaughtUp
+from raftd.test.core_clusters import Cluster, Packet, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
-    Cluster,
     Disk,
     Node,
-    Packet,
     appends_in,
     configuration,
     heartbeats_in,
     log_of,
-    of_voters,
+    round_in,
     terms_of,
 )
 
@@ -491,7 +490,7 @@ class Replication(SynchronousTestCase):
         for _ in range(5):
             cluster[1].propose(b"x")
         cluster.settle()
-        cluster.add(2, configuration())
+        cluster.add(2)
         cluster[1].add_learner(2)
         cluster.settle()
         self.assertEqual(terms_of(cluster[2].raft.log), terms_of(cluster[1].raft.log))
@@ -577,8 +576,7 @@ class Reads(SynchronousTestCase):
         leader = leader_of(3, (1, 1), term=1)
         self.assertEqual(leader.raft.commit_index, 0)
         leader.read(7)
-        leader.take()
-        leader.respond(2, HeartbeatResponse(2, 1))
+        leader.respond(2, HeartbeatResponse(2, round_in(leader.take())))
         leader.collect()
         # Confirmed, but the entry that it must see may never be committed.
         self.assertEqual(leader.reads, [])
@@ -589,8 +587,7 @@ class Reads(SynchronousTestCase):
     def test_23_a_read_that_waits_for_the_first_entry_is_lost_with_the_leadership(self) -> None:
         leader = leader_of(3, (1, 1), term=1)
         leader.read(7)
-        leader.take()
-        leader.respond(2, HeartbeatResponse(2, 1))
+        leader.respond(2, HeartbeatResponse(2, round_in(leader.take())))
         leader.respond(2, HeartbeatResponse(3, 0))
         leader.collect()
         self.assertEqual((leader.reads, leader.lost_reads), ([], [7]))
@@ -635,12 +632,13 @@ class Reads(SynchronousTestCase):
         leader = leader_of(3)
         leader.acknowledge(2, 1)
         leader.read(7)
-        self.assertEqual(len(heartbeats_in(leader.take())), 2)
+        sent = leader.take()
+        self.assertEqual(len(heartbeats_in(sent)), 2)
         leader.time.now += HEARTBEAT_S
         leader.tick()
         leader.collect()
         self.assertEqual(leader.reads, [])
-        leader.respond(3, HeartbeatResponse(1, 1))
+        leader.respond(3, HeartbeatResponse(1, round_in(sent)))
         leader.collect()
         self.assertEqual(leader.reads, [(7, 1)])
 
@@ -653,15 +651,16 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.lost_reads, [7])
         leader.become_leader()
+        leader.take()
         leader.read(8)
-        leader.collect()
-        leader.respond(2, HeartbeatResponse(1, 1))
-        leader.respond(3, HeartbeatResponse(1, 1))
+        number = round_in(leader.take())
+        leader.respond(2, HeartbeatResponse(1, number))
+        leader.respond(3, HeartbeatResponse(1, number))
         leader.collect()
         self.assertEqual(leader.reads, [])
         self.assertEqual(leader.raft.term, 3)
         leader.acknowledge(2, leader.raft.log.last_index)
-        leader.respond(2, HeartbeatResponse(3, 1))
+        leader.respond(2, HeartbeatResponse(3, number))
         leader.collect()
         self.assertEqual([context for context, _ in leader.reads], [8])
 
@@ -683,9 +682,11 @@ class Reads(SynchronousTestCase):
         cluster.run(ELECTION_S)
         one.read(0)
         cluster.collect(one)  # the heartbeats of round 1 are on their way
+        assert one.raft.leadership is not None
+        number = one.raft.leadership.reads.round
         for direction in ((1, 2), (1, 3)):
             self.assertEqual(
-                [p.message for p in cluster.queues[direction]], [Heartbeat(1, 1, 1)]
+                [p.message for p in cluster.queues[direction]], [Heartbeat(1, 1, number)]
             )
         cluster.queues[1, 3].clear()
         cluster.time.now += 1.5 * ELECTION_S
@@ -731,7 +732,8 @@ class Reads(SynchronousTestCase):
         assert before is not None
         assert after is not None
         self.assertIsNot(after.reads, before.reads)
-        self.assertEqual((after.reads.round, len(after.reads)), (ReadQueue().round, 0))
+        # Its first heartbeats were its first round.
+        self.assertEqual((after.reads.round, len(after.reads)), (ReadQueue().round + 1, 0))
 
 
 class Membership(SynchronousTestCase):
