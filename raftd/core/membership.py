@@ -86,11 +86,16 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
         before, after = self.voter_ids(), target.voter_ids()
         if len(before ^ after) <= 1:
             return target
-        return msgspec.structs.replace(target, outgoing_voters=self.voters)
+        # Who has a vote still is not turned away: `left` says that it was removed.
+        removed = tuple(m for m in target.removed if m not in before)
+        return msgspec.structs.replace(target, outgoing_voters=self.voters, removed=removed)
 
     def left(self) -> Configuration:
         """What a joint configuration is on the way to."""
-        return msgspec.structs.replace(self, outgoing_voters=())
+        staying = {m.id for m in (*self.voters, *self.learners)}
+        leaving = tuple(m.id for m in self.outgoing_voters if m.id not in staying)
+        removed = (*self.removed, *leaving)[-MAX_REMOVED:]
+        return msgspec.structs.replace(self, outgoing_voters=(), removed=removed)
 
 
 class _Roster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import deque
 from unittest import mock
@@ -16,8 +17,15 @@ from raftd.core.invariants import Checker
 from raftd.core.log import Log
 from raftd.core.membership import (
     MAX_MEMBERS,
+    MAX_REMOVED,
+    AddLearner,
+    Change,
     Configuration,
     ConfigurationHistory,
+    Demote,
+    Promote,
+    Remove,
+    Rename,
     configurations_in,
     decode_configuration,
     encode_configuration,
@@ -39,26 +47,26 @@ from raftd.core.messages import (
 from raftd.core.progress import MAX_APPENDS_IN_FLIGHT, Progress, ProgressState
 from raftd.core.quorum import has_quorum, quorum_value
 from raftd.core.raft import Role
-from raftd.core.reads import ReadQueue
+from raftd.core.reads import MAX_ROUNDS_REMEMBERED, ReadQueue
 from raftd.errors import (
+    ChangeInProgress,
     ChangeRefused,
     InvariantViolated,
     NameTaken,
     Overloaded,
     ProtocolViolation,
 )
+from raftd.test.core_clusters import Safety, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
     Disk,
     Node,
-    Safety,
     appends_in,
     configuration,
     heartbeats_in,
     log_of,
     member,
-    of_voters,
     terms_of,
 )
 
@@ -342,19 +350,48 @@ class ProgressOfAMember(SynchronousTestCase):
 class Reads(SynchronousTestCase):
     def test_reads_share_the_next_round(self) -> None:
         reads = ReadQueue()
-        self.assertFalse(reads.begin_round())
+        self.assertFalse(reads.wants_round)
         reads.add(1, 10)
         reads.add(2, 11)
-        self.assertTrue(reads.begin_round())
+        self.assertTrue(reads.wants_round)
+        reads.begin_round(0.0)
         reads.add(3, 12)
-        self.assertFalse(reads.begin_round(), "one round at a time")
+        self.assertFalse(reads.wants_round, "one round at a time")
         self.assertEqual(reads.confirm(0), [])
         self.assertEqual(reads.contexts(), [1, 2, 3])
         self.assertEqual(reads.confirm(1), [(1, 10), (2, 11)])
         self.assertEqual(reads.confirm(1), [])
         self.assertEqual(len(reads), 1)
-        self.assertTrue(reads.begin_round())
+        self.assertTrue(reads.wants_round)
+        reads.begin_round(0.0)
         self.assertEqual((reads.round, reads.confirm(2), len(reads)), (2, [(3, 12)], 0))
+
+    def test_a_round_begun_for_heartbeats_serves_what_waits(self) -> None:
+        reads = ReadQueue()
+        reads.add(1, 10)
+        reads.begin_round(0.0)
+        reads.add(2, 10)
+        reads.begin_round(0.1)
+        self.assertEqual(reads.confirm(2), [(1, 10), (2, 10)])
+
+    def test_when_the_last_confirmed_round_began(self) -> None:
+        reads = ReadQueue()
+        self.assertEqual(reads.confirmed_at, -math.inf)
+        for at in (1.0, 2.0, 3.0):
+            reads.begin_round(at)
+        reads.confirm(0)
+        self.assertEqual(reads.confirmed_at, -math.inf)
+        reads.confirm(2)
+        self.assertEqual(reads.confirmed_at, 2.0)
+        reads.confirm(1)
+        self.assertEqual(reads.confirmed_at, 2.0)
+        for at in range(10, 10 + 2 * MAX_ROUNDS_REMEMBERED):
+            reads.begin_round(float(at))
+        # Of rounds that were forgotten nothing is claimed.
+        reads.confirm(10)
+        self.assertEqual(reads.confirmed_at, 2.0)
+        reads.confirm(reads.round)
+        self.assertEqual(reads.confirmed_at, 9.0 + 2 * MAX_ROUNDS_REMEMBERED)
 
     def test_reads_are_bounded(self) -> None:
         with mock.patch.object(leader_module, "MAX_READS_WAITING", 3):
@@ -363,9 +400,9 @@ class Reads(SynchronousTestCase):
                 leader.read(context)
             with self.assertRaises(Overloaded):
                 leader.read(3)
-            leader.take()
+            (number,) = {h.round for h in heartbeats_in(leader.take())}
             leader.acknowledge(2, leader.raft.log.last_index)
-            leader.respond(2, HeartbeatResponse(1, 1))
+            leader.respond(2, HeartbeatResponse(1, number))
             leader.collect()
             self.assertEqual([c for c, _ in leader.reads], [0, 1, 2])
             leader.read(3)
@@ -381,45 +418,128 @@ class Configurations(SynchronousTestCase):
         self.assertEqual(Configuration().majorities(), (frozenset(),))
 
     def test_adding_a_learner(self) -> None:
-        self.assertEqual(THREE.with_learner(member(4)), configuration([1, 2, 3], [4]))
+        self.assertEqual(THREE.changed([AddLearner(member(4))]), configuration([1, 2, 3], [4]))
         for known in (THREE, configuration([1, 2, 3], [4])):
             for member_id in known.members():
-                self.assertIs(known.with_learner(member(member_id)), known)
+                self.assertEqual(known.changed([AddLearner(member(member_id))]), known)
 
     def test_a_name_belongs_to_one_identity(self) -> None:
         with self.assertRaises(NameTaken) as caught:
-            THREE.with_learner(Member(9, member(2).name))
+            THREE.changed([AddLearner(Member(9, member(2).name))])
         self.assertIn(member(2).name, str(caught.exception))
         with self.assertRaises(ChangeRefused):
-            THREE.with_learner(Member(2, "elsewhere:1"))
+            THREE.changed([AddLearner(Member(2, "elsewhere:1"))])
+        with self.assertRaises(NameTaken):
+            THREE.changed([Rename(3, member(2).name)])
 
     def test_a_learner_that_gave_up_makes_way_for_its_name(self) -> None:
         before = configuration([1, 2, 3], learners=[4])
         returned = Member(9, member(4).name)
-        self.assertEqual(before.with_learner(returned).learners, (returned,))
+        after = before.changed([AddLearner(returned)])
+        self.assertEqual((after.learners, after.removed), ((returned,), (4,)))
 
     def test_members_are_bounded(self) -> None:
         full = configuration(range(1, 61), learners=range(61, MAX_MEMBERS + 1))
         with self.assertRaises(ChangeRefused):
-            full.with_learner(member(MAX_MEMBERS + 1))
-        self.assertIs(full.with_learner(member(1)), full)
+            full.changed([AddLearner(member(MAX_MEMBERS + 1))])
+        self.assertEqual(full.changed([AddLearner(member(1))]), full)
 
     def test_promoting(self) -> None:
         before = configuration([2, 3], learners=[1, 4])
-        self.assertEqual(before.with_promoted(1), configuration([1, 2, 3], learners=[4]))
-        self.assertIs(THREE.with_promoted(2), THREE)
+        self.assertEqual(before.changed([Promote(1)]), configuration([1, 2, 3], learners=[4]))
+        self.assertEqual(THREE.changed([Promote(2)]), THREE)
         with self.assertRaises(ChangeRefused):
-            THREE.with_promoted(9)
+            THREE.changed([Promote(9)])
+
+    def test_demoting(self) -> None:
+        after = THREE.changed([Demote(2)])
+        self.assertEqual(after, configuration([1, 3], learners=[2]))
+        self.assertEqual(after.changed([Demote(2)]), after)
+        with self.assertRaises(ChangeRefused):
+            THREE.changed([Demote(9)])
+
+    def test_removing(self) -> None:
+        after = configuration([1, 2, 3], learners=[4]).changed([Remove(4), Remove(2)])
+        self.assertEqual(after, configuration([1, 3], removed=[4, 2]))
+        self.assertEqual(after.changed([Remove(2)]), after)
+        for wrong in (Remove(9), AddLearner(member(2)), Promote(2), Rename(2, "x:1")):
+            with self.assertRaises(ChangeRefused):
+                after.changed([wrong])
+
+    def test_removed_members_that_are_remembered_are_bounded(self) -> None:
+        gone = tuple(range(100, 100 + MAX_REMOVED))
+        after = configuration([1, 2, 3], removed=gone).changed([Remove(2)])
+        self.assertEqual(after.removed, (*gone[1:], 2))
+        joint = configuration([1, 2, 3, 4, 5], removed=gone).changed([Remove(2), Remove(3)])
+        self.assertEqual(joint.left().removed, (*gone[2:], 2, 3))
+
+    def test_renaming(self) -> None:
+        after = configuration([1, 2], learners=[3]).changed(
+            [Rename(2, "a:1"), Rename(3, "b:1")]
+        )
+        self.assertEqual(after.voters, (member(1), Member(2, "a:1")))
+        self.assertEqual((after.outgoing_voters, after.learners), ((), (Member(3, "b:1"),)))
+        self.assertEqual(after.changed([Rename(2, "a:1")]), after)
+        with self.assertRaises(ChangeRefused):
+            THREE.changed([Rename(9, "a:1")])
+
+    def test_what_needs_a_joint_configuration(self) -> None:
+        base = configuration([1, 2, 3], learners=[4, 5])
+        cases: tuple[tuple[list[Change], bool], ...] = (
+            ([Promote(4)], False),
+            ([Remove(1)], False),
+            ([Demote(1), Rename(2, "x:1"), Remove(5), AddLearner(member(6))], False),
+            ([Promote(4), Remove(1)], True),
+            ([Promote(4), Promote(5)], True),
+            ([Demote(1), Demote(2)], True),
+            ([Promote(4), Demote(4)], False),
+        )
+        for changes, is_joint in cases:
+            changed = base.changed(changes)
+            self.assertIs(changed.is_joint, is_joint, changes)
+            if is_joint:
+                self.assertEqual(changed.outgoing_voters, base.voters)
+
+    def test_one_change_after_the_other_and_one_voter_at_least(self) -> None:
+        with self.assertRaises(ChangeInProgress):
+            configuration([1], outgoing=[2]).changed([AddLearner(member(9))])
+        for changes in ([Remove(1)], [Demote(1)]):
+            with self.assertRaises(ChangeRefused):
+                configuration([1], learners=[2]).changed(changes)
+
+    def test_who_leaves_has_a_vote_until_the_joint_configuration_is_left(self) -> None:
+        # Were it called removed before, it would be turned away while it is needed.
+        joint = configuration([1, 2, 3], learners=[4, 5]).changed(
+            [Promote(4), Remove(3), Demote(2), Remove(5)]
+        )
+        self.assertEqual(
+            joint, configuration([1, 4], outgoing=[1, 2, 3], learners=[2], removed=[5])
+        )
+        self.assertEqual(joint.left(), configuration([1, 4], learners=[2], removed=[5, 3]))
+        self.assertFalse(joint.left().is_joint)
 
     def test_any_majority_before_a_change_meets_any_after(self) -> None:
-        for size in range(1, 7):
-            before = configuration(range(1, size + 1), learners=[9])
-            after = before.with_promoted(9)
-            for n in range(size + 1):
-                for quorum in itertools.combinations(range(1, size + 1), n):
-                    rest = after.voter_ids() - set(quorum)
-                    if has_quorum(before.majorities(), quorum):
-                        self.assertFalse(has_quorum(after.majorities(), rest))
+        """Of two configurations that follow one another in the log (thesis 4.1, 4.3)."""
+        everyone = range(1, 7)
+        for seed in range(60):
+            rng = random.Random(seed)
+            size = rng.randint(1, 6)
+            before = configuration(everyone[:size], learners=everyone[size:])
+            changes = [
+                rng.choice((Promote, Demote, Remove))(m)
+                for m in rng.sample(everyone, rng.randint(1, 4))
+            ]
+            try:
+                changed = before.changed(changes)
+            except ChangeRefused:
+                continue
+            steps = [before, changed, changed.left()]
+            for one, next_one in itertools.pairwise(steps):
+                for n in range(len(everyone) + 1):
+                    for quorum in itertools.combinations(everyone, n):
+                        rest = set(everyone) - set(quorum)
+                        if has_quorum(one.majorities(), quorum):
+                            self.assertFalse(has_quorum(next_one.majorities(), rest))
 
     def test_encoding(self) -> None:
         joint = configuration([1, 2], learners=[3], outgoing=[2, 4])
@@ -611,9 +731,13 @@ class TheChecker(SynchronousTestCase):
         node = Node(2, THREE, disk=Disk(log_of([1, 1]), HardState(3, 1)))
         node.answer(1, AppendEntries(3, 2, 1, 2, ()))
         raft = node.raft
+        for hard_state, rule in (
+            (HardState(2, 1), "term never decreases"),
+            (HardState(3, 3), "one vote in a term"),
+        ):
+            with mock.patch.object(raft._outbox, "hard_state", hard_state):
+                self.object_to(node, rule)
         for attribute, value, rule in (
-            ("hard_state", HardState(2, 1), "term never decreases"),
-            ("hard_state", HardState(3, 3), "one vote in a term"),
             ("commit_index", 1, "commit_index never decreases"),
             ("commit_index", 3, "commit_index <= last_index"),
             ("applied_index", 3, "applied_index"),
@@ -650,9 +774,14 @@ class TheChecker(SynchronousTestCase):
         leader = cluster.elect(1)
         cluster.run(HEARTBEAT_S)
         follower = cluster[2]
+        log, (first,) = follower.raft.log, follower.raft.log.entries(1, 1)
+        again = Entry(first.index, first.term, first.kind, first.time_ms, first.data)
         cases: list[tuple[Node, object, str, object, str]] = [
             (leader, leader, "id", 3, "Election Safety"),
-            (follower, follower.raft.log, "_entries", log_of([1]), "Log Matching"),
+            (follower, log, "_entries", log_of([1]), "Log Matching"),
+            (follower, follower.raft, "log", Log([again], 0, 7), "Log Matching"),
+            (follower, follower.raft, "log", Log((), 1, 7), "begins in the wrong term"),
+            (follower, follower.raft, "log", Log((), 5, 1), "dropped what it may not"),
             (leader, leader, "applied", [*log_of([1])], "State Machine Safety"),
         ]
         for node, owner, attribute, value, rule in cases:
