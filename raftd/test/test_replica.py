@@ -309,6 +309,19 @@ class MemberTests(ReplicaTestCase):
             await leader.transfer(again.status().member.id)
         self.assertIs(await self.leader([*replicas[:2], again]), again)
 
+    async def test_moved_while_it_was_down(self) -> None:
+        replicas, names = await self.cluster(3)
+        member_id = replicas[2].status().member.id
+        await self.stop(replicas[2])
+        (port,) = free_ports(1)
+        await replicas[0].change_membership([Rename(member_id, f"localhost:{port}")])
+        again = self.replica("2")
+        ports = listen(reactor, ["127.0.0.1", "::1"], port, again.peer_factory)
+        self.addCleanup(close, ports)
+        await again.start(names[2], listen=False)
+        await self.until(lambda: again.recorded_name == f"localhost:{port}")
+        self.assertEqual(await again.propose(b"w"), b"1")
+
     async def test_learner(self) -> None:
         replicas, names = await self.cluster(1)
         (port,) = free_ports(1)

@@ -365,6 +365,15 @@ class MembershipTests(ClusterTests):
         cluster.advance(5.0)
         self.assertEqual(cluster[leader].status().term, term, "it has disturbed nobody")
 
+    def test_connections_of_a_removed_member_are_closed(self) -> None:
+        """Who is connected still would hear of nothing, for nobody sends it anything."""
+        cluster, leader, (away, other) = self.led()
+        cluster.partition([away], [leader])
+        removal = [Remove(cluster.members[away].id)]
+        cluster.result(cluster[leader].change_membership(removal))
+        cluster.advance_until(lambda: away in cluster.fatal, timeout_s=3.0)
+        self.assertIn(f"says {other}", str(cluster.fatal[away]))
+
     def test_a_renamed_member_keeps_its_name_in_the_test(self) -> None:
         cluster, leader, (one, _) = self.led()
         me = cluster.members[one]
