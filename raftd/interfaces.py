@@ -119,13 +119,15 @@ class ILogStorage(Interface):
     hard_state: HardState = Attribute("The hard state that was recovered when opened.")
     base_index: int = Attribute("The index before the first of `entries`; 0 at first.")
     base_term: int = Attribute("The term of the entry at `base_index`; 0 at first.")
-    entries: Sequence[Entry] = Attribute("The entries recovered when opened.")
+    entries: Sequence[Entry] = Attribute("The entries recovered when opened; see `start`.")
     commit_index: int = Attribute("The greatest that any recovered write carried; 0 if none.")
 
     def start(persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
         """
         Begin; called once, before the first `write`.
 
+        Whoever needs `entries` has them by now: they are let go, so that they
+        do not outlive a compaction, and the attribute is empty from here on.
         `persisted(number)` is called after every write up to `number` is
         durable, in growing order; numbers may be skipped.  `failed(reason)` is
         called at most once, and `persisted` never after it.

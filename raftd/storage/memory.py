@@ -85,6 +85,7 @@ class MemoryLog:
         if self._started:
             raise InvariantViolated("the log was started twice")
         self._started = True
+        self.entries = ()
         self._persisted = persisted
         self._failed = failed
 

@@ -228,6 +228,7 @@ class Wal:
         if self._started or self._closing is not None:
             raise InvariantViolated("the log was started twice, or after it was closed")
         self._started = True
+        self.entries = ()
         self._persisted = persisted
         self._failed = failed
         self._log_worker = self._start_worker("raftd log")

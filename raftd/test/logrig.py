@@ -73,6 +73,8 @@ class Rig:
     def __init__(self, disk: SimulatedDisk, wal: Wal, workers: dict[str, ManualWorker]) -> None:
         self.disk = disk
         self.wal = wal
+        #: What was recovered: the log itself lets go of it when it is started.
+        self.entries = list(wal.entries)
         self.workers = workers
         self.persisted: list[int] = []
         self.failures: list[Fatal] = []

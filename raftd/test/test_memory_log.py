@@ -32,6 +32,11 @@ class MemoryLogTests(SynchronousTestCase):
         empty = MemoryLog()
         self.assertEqual((empty.hard_state, list(empty.entries)), (HardState(), []))
 
+    def test_entries_are_let_go(self) -> None:
+        log = self.started(MemoryLog(HardState(3, 1), entries(1, 4)))
+        self.assertEqual(list(log.entries), [])
+        self.assertEqual(list(log.crash().entries), entries(1, 4))
+
     def test_50_durable_when_flushed(self) -> None:
         log = self.started(MemoryLog())
         log.write(1, HardState(1, 1), entries(1, 2))
@@ -176,9 +181,10 @@ class MemoryLogTests(SynchronousTestCase):
         log = self.started(MemoryLog(HardState(1, 1), entries(1, 5)))
         log.write(1, HardState(3, 0), entries(9, 10, term=3), (8, 2))
         log.flush()
-        after = self.started(log.crash())
+        after = log.crash()
         self.assertEqual((after.hard_state, after.base_index), (HardState(3, 0), 8))
         self.assertEqual((after.base_term, list(after.entries)), (2, entries(9, 10, term=3)))
+        self.started(after)
         self.assertRaises(InvariantViolated, after.write, 1, None, entries(8, 8, term=3))
         after.write(1, None, entries(9, 9, term=4))
 

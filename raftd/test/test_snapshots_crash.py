@@ -481,7 +481,7 @@ class LogTests(SynchronousTestCase):
         again = open_rig(left).start()
         start = StoreRig(left).recover(again.wal.base_index)
         assert start.store.latest is not None
-        core = Log(again.wal.entries, again.wal.base_index, again.wal.base_term)
+        core = Log(again.entries, again.wal.base_index, again.wal.base_term)
         core.fit(start.store.latest)
         self.assertEqual(core.base_to_write(), (40, 3))
         again.write(HardState(3, 0), entries(41, 42, term=3), core.base_to_write())

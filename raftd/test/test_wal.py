@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import re
+import sys
 import threading
 from typing import Any
 
@@ -59,6 +60,20 @@ class WalTests(SynchronousTestCase):
         left = rig.disk.power_failure()
         self.assertEqual(list(left.contents()), [f"{PATH}/00000000000000000001.segment"])
         self.assertEqual(recovered(left), (HardState(1, MEMBER), entries(1, 2)))
+
+    def test_entries_are_let_go(self) -> None:
+        """The core has them, and drops them when there is a snapshot."""
+        rig = create_rig(None, HardState(1, MEMBER), entries(1, 2))
+        self.assertEqual(len(rig.wal.entries), 2)
+        found = rig.wal.entries
+        mine: list[Entry] = []
+        self.assertGreater(sys.getrefcount(found), sys.getrefcount(mine))
+        rig.start()
+        self.assertEqual(list(rig.wal.entries), [])
+        self.assertEqual(sys.getrefcount(found), sys.getrefcount(mine))
+        rig.write(None, entries(2, 3))
+        rig.run()
+        self.assertEqual(recovered(rig.disk), (HardState(1, MEMBER), entries(1, 3)))
 
     def test_never_created_over_another(self) -> None:
         rig = create_rig(None, HardState(1, MEMBER))

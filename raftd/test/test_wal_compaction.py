@@ -576,7 +576,7 @@ class BeginAnewTests(SynchronousTestCase):
         self.assertEqual(rig.wal.hard_state, hard_state)
         self.assertLessEqual(rig.wal.base_index, compacted)
         kept = [e for e in log if e.index > compacted]
-        found = [e for e in rig.wal.entries if e.index > compacted]
+        found = [e for e in rig.entries if e.index > compacted]
         self.assertEqual(found, kept)
 
     def test_created_behind_a_base(self) -> None:

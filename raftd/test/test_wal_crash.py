@@ -211,7 +211,7 @@ class CrashTests(SynchronousTestCase):
         inode.write(bytes(SECTOR), 2 * SECTOR)
         inode.flush()
         rig = open_rig(run.disk).start()
-        self.assertEqual(list(rig.wal.entries), run.states[-1][1])
+        self.assertEqual(rig.entries, run.states[-1][1])
         self.assertFalse(any(run.disk.power_failure().inode(path).cache[SECTOR:]))
         rig.write(None, entries(9, 9, term=2))
         rig.run_log()

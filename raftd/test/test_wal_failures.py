@@ -124,7 +124,7 @@ class PreparationTests(SynchronousTestCase):
         self.assertEqual(self.rig.persisted, [1, 2])
         self.assertEqual(len(self.rig.failures), 1)
         rig = open_rig(self.rig.disk.power_failure()).start()
-        self.assertEqual(len(rig.wal.entries), 2)
+        self.assertEqual(len(rig.entries), 2)
         rig.write(None, [entry(3)])
         rig.run()
         self.assertEqual(rig.persisted, [1])
