@@ -194,8 +194,11 @@ class ISnapshotStore(Interface):
         A part of another one, if there is any, is given up.
         """
 
-    def open() -> ISnapshotReader:
-        """Read the newest snapshot, from the beginning; there must be one."""
+    def open(metadata: SnapshotMetadata | None = None) -> ISnapshotReader:
+        """
+        Read the newest snapshot, or this one of the last two, from the
+        beginning; it must be there.
+        """
 
     def close() -> Deferred[None]:
         """

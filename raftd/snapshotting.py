@@ -92,8 +92,9 @@ class Snapshotter:
         self._bytes_since = 0
         self._last_size = 0
         self._taking = False
-        self._to_restore: SnapshotMetadata | None = None
-        self._restoring = False
+        #: What is to be restored, and what is being restored.
+        self._to_restore: ISnapshotReader | None = None
+        self._restoring: ISnapshotReader | None = None
         self._sending: set[MemberId] = set()
         self._stopped = False
 
@@ -280,27 +281,31 @@ class Snapshotter:
 
     def restore(self, metadata: SnapshotMetadata) -> None:
         """Restore the state from a snapshot that has just arrived."""
-        self._to_restore = metadata
+        # This very one: a newer may be here that came in another term, and of
+        # which the core knows nothing.
+        superseded, self._to_restore = self._to_restore, self._store.open(metadata)
+        if superseded is not None and superseded is not self._restoring:
+            superseded.close()
         self._applier.restore(self._begin_restore)
 
     def _begin_restore(self) -> None:
-        if not self._restoring:
-            self._restoring = True
+        if self._restoring is None:
             restored = Deferred.fromCoroutine(self._restore())
             restored.addErrback(self._ended)
 
     async def _restore(self) -> None:
-        metadata = None
-        while metadata is not self._to_restore:  # a later one may arrive meanwhile
-            metadata = self._to_restore
-            reader = self._store.open()
+        reader = None
+        while reader is not self._to_restore:  # a later one may arrive meanwhile
+            reader = self._restoring = self._to_restore
+            assert reader is not None
             try:
                 await reader.restore(self._state_machine)
             finally:
                 reader.close()
-        self._restoring = False
-        if self._stopped or metadata is None:
+        self._to_restore = self._restoring = None
+        if self._stopped or reader is None:
             return
+        metadata = reader.metadata
         self._bytes_since, self._last_size = 0, reader.size
         self._applier.restored(metadata)
         self._storage.compact(self._raft.compact(metadata.last_included_index))

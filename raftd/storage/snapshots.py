@@ -187,18 +187,20 @@ class SnapshotStore:
         self._receiver = SnapshotReceiver(self, self._new_draft(key, RECEIVED))
         return self._receiver
 
-    def open(self) -> SnapshotReader:
+    def open(self, metadata: SnapshotMetadata | None = None) -> SnapshotReader:
         self._check_open()
-        if not self._kept:
-            raise InvariantViolated("there is no snapshot to read")
-        newest = self._kept[-1]
-        assert newest.metadata is not None, "that of the newest is always known"
+        # That of the newest is always known, and of all that have arrived.
+        found = [kept for kept in self._kept if metadata is None or kept.metadata == metadata]
+        if not found or found[-1].metadata is None:
+            raise InvariantViolated("there is no such snapshot to read")
+        kept = found[-1]
+        assert kept.metadata is not None
         reader = SnapshotReader(
             self._files,
-            self._directory.file(newest.key),
-            newest.key,
-            newest.metadata,
-            newest.size,
+            self._directory.file(kept.key),
+            kept.key,
+            kept.metadata,
+            kept.size,
             reactor=self._reactor,
             thread=self.thread,
             on_close=self._released,
@@ -231,8 +233,10 @@ class SnapshotStore:
     def finished(self, draft: Draft, metadata: SnapshotMetadata, size: int) -> None:
         """A snapshot is whole and durable."""
         self.ended(draft)
-        if any(kept.key == draft.key for kept in self._kept):
-            return
+        for kept in self._kept:
+            if kept.key == draft.key:
+                kept.metadata, kept.size = metadata, size
+                return
         self._kept.append(_Kept(draft.key, metadata, size))
         self._kept.sort(key=lambda kept: kept.key)
         self.latest = self._kept[-1].metadata

@@ -19,6 +19,7 @@ from raftd.core.membership import AddLearner, Change, Demote, Promote
 from raftd.core.messages import MemberId
 from raftd.errors import DidNotHappen, OutcomeUnknown, RaftdError
 from raftd.events import Event, SnapshotRestored
+from raftd.memory_network import MemoryPeer
 from raftd.node import Node
 from raftd.replica import ReplicaOptions
 from raftd.test.drivers import Answer, Journal, command
@@ -56,6 +57,8 @@ FAULTS = {
 MAX_SIZE = 6
 #: How old what a `read_recent` sees may be.
 STALENESS_S = 0.25
+#: How often a change is asked for when all is well again.
+INSIST_TIMES = 5
 
 
 class Registers(Journal):
@@ -144,6 +147,7 @@ class History:
         cluster = self.cluster
         cluster.network.loss = 0.0
         cluster.heal()
+        self._break_connections()
         for name in self._failing & cluster.nodes.keys():
             self._crash(name)
         for name in cluster.members:
@@ -153,12 +157,28 @@ class History:
             cluster.snapshots[name].delay_seconds = 0.001
         # Of those that were to join, some were never let in.
         voters = [name for name in cluster.members if int(name[1:]) <= self._size]
-        everybody = [AddLearner(member) for member in cluster.members.values()]
-        cluster.result(cluster[voters[0]].change_membership(everybody))
+        everybody: list[Change] = [AddLearner(member) for member in cluster.members.values()]
+        self._insist(voters[0], everybody)
         cluster.await_leader()
         # By then everything that waits has run into its time.
         cluster.advance(5.0)
         cluster.await_agreement()
+
+    def _insist(self, name: str, changes: list[Change]) -> None:
+        for _ in range(INSIST_TIMES):
+            try:
+                self.cluster.result(self.cluster[name].change_membership(changes))
+                return
+            except (DidNotHappen, OutcomeUnknown) as e:
+                reason = e
+        raise AssertionError(f"there is no changing the members: {reason}")
+
+    def _break_connections(self) -> None:
+        """Else whoever has lost an answer waits for it, a minute at worst."""
+        for node in self.cluster.nodes.values():
+            for peer in node._peers.values():
+                assert isinstance(peer, MemoryPeer)
+                peer.bulk._break("the test has cut the cable")
 
     # -- clients ---------------------------------------------------------------
 
