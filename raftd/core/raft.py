@@ -174,7 +174,7 @@ class Raft:
         self._leader_contact = now if settings.lease_reads else -math.inf
         self._quorum_check_due = math.inf
         self._reset_election_timer(now)
-        if self.configuration.voter_ids() == {member_id}:
+        if self.configuration.voter_ids() == {member_id} and not settings.lease_reads:
             # There is nobody to wait for, and nobody to disturb.
             self._election_due = now
 
@@ -376,9 +376,11 @@ class Raft:
         if request.term > self.term and not disturbing:
             self._become_follower(request.term, NOBODY, now)
         voted_for = self.hard_state.voted_for
+        # The term may be known already, from elsewhere than a candidate's request.
+        is_free = voted_for == self.leader_id == NOBODY and not disturbing
         granted = (
             request.term == self.term
-            and (voted_for == sender or voted_for == self.leader_id == NOBODY)
+            and (voted_for == sender or is_free)
             and self.log.is_up_to_date(request.last_log_index, request.last_log_term)
         )
         if granted:

@@ -74,7 +74,9 @@ class LogView:
 class Safety:
     """What must hold across all nodes, at every moment (Raft paper, figure 3)."""
 
-    def __init__(self, nodes: dict[MemberId, Node]) -> None:
+    def __init__(
+        self, nodes: dict[MemberId, Node], committed: Iterable[Entry] = ()
+    ) -> None:
         self._nodes = nodes
         self._leaders: dict[int, MemberId] = {}
         #: The log of each term's leader as it was elected.
@@ -82,9 +84,9 @@ class Safety:
         #: (index, term) -> (the entry, the term before it).
         self._entries: dict[tuple[int, int], tuple[Entry, int]] = {}
         #: What is committed, from index 1.
-        self.committed: list[Entry] = []
+        self.committed = list(committed)
         #: The term of the leader that committed each.
-        self._committed_in: list[int] = []
+        self._committed_in = [entry.term for entry in self.committed]
         self._logs: dict[MemberId, LogView] = {}
         self._commits: dict[tuple[MemberId, int], int] = {}
         self._applied: dict[tuple[MemberId, int, int], int] = {}
@@ -244,12 +246,14 @@ class Cluster:
         member_ids: Iterable[MemberId] | None = None,
         disks: dict[MemberId, Disk] | None = None,
         settings: Settings = SETTINGS,
+        committed: Iterable[Entry] = (),
     ) -> None:
+        """`committed` is what was before the test begins, in snapshots for example."""
         self.time = Time()
         self.rng = random.Random(seed)
         self.settings = settings
         self.nodes: dict[MemberId, Node] = {}
-        self.safety = Safety(self.nodes)
+        self.safety = Safety(self.nodes, committed)
         self.queues: dict[tuple[MemberId, MemberId], deque[Packet]] = {}
         #: Directions in which nothing arrives.
         self.cut: set[tuple[MemberId, MemberId]] = set()

@@ -539,6 +539,20 @@ class Node:
         self.respond(sender, AppendEntriesResponse(self.raft.term, True, match_index))
 
 
+def leader_of(
+    voters: int | Configuration,
+    terms: Sequence[int] = (),
+    term: int = 0,
+    settings: Settings = SETTINGS,
+) -> Node:
+    """Node 1 of so many, elected over a log of these terms; the no-op is its last entry."""
+    base = configuration(range(1, voters + 1)) if isinstance(voters, int) else voters
+    node = Node(1, base, disk=Disk(log_of(terms), HardState(term)), settings=settings)
+    node.become_leader()
+    node.take()
+    return node
+
+
 def pieces_of(snapshot: Snapshot, term: int, count: int = 3) -> list[InstallSnapshot]:
     """What the leader of `term` sends of a snapshot, in `count` pieces."""
     file = snapshot.encode()

@@ -65,21 +65,13 @@ from raftd.test.cores import (
     appends_in,
     configuration,
     heartbeats_in,
+    leader_of,
     log_of,
     member,
     terms_of,
 )
 
 THREE = configuration([1, 2, 3])
-
-
-def leader_of(count: int, terms: tuple[int, ...] = (), term: int = 0) -> Node:
-    """Node 1 of `count`, elected over a log of these terms."""
-    base = configuration(range(1, count + 1))
-    node = Node(1, base, disk=Disk(log_of(terms), HardState(term)))
-    node.become_leader()
-    node.take()
-    return node
 
 
 class Quorums(SynchronousTestCase):

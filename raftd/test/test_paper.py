@@ -48,6 +48,7 @@ from raftd.test.cores import (
     appends_in,
     configuration,
     heartbeats_in,
+    leader_of,
     log_of,
     round_in,
     terms_of,
@@ -60,15 +61,6 @@ FIVE = configuration([1, 2, 3, 4, 5])
 def node_with(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
     """Node 2 of three, freshly started with a log of these terms."""
     return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
-
-
-def leader_of(count: int, terms: tuple[int, ...] = (), term: int = 0) -> Node:
-    """Node 1 of `count`, elected over a log of these terms; the no-op is its last entry."""
-    base = configuration(range(1, count + 1))
-    node = Node(1, base, disk=Disk(log_of(terms), HardState(term)))
-    node.become_leader()
-    node.take()
-    return node
 
 
 def in_role(role: Role) -> Node:

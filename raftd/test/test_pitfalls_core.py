@@ -10,13 +10,10 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.core.membership import encode_configuration
 from raftd.core.messages import (
     NOBODY,
     AppendEntries,
     AppendEntriesResponse,
-    Entry,
-    EntryKind,
     HardState,
     Heartbeat,
     HeartbeatResponse,
@@ -28,7 +25,7 @@ from raftd.core.messages import (
 )
 from raftd.core.raft import Role
 from raftd.core.reads import ReadQueue
-from raftd.errors import ChangeInProgress, InvariantViolated, NotCaughtUp
+from raftd.errors import InvariantViolated
 from raftd.test.core_clusters import Cluster, Packet, of_voters
 from raftd.test.cores import (
     ELECTION_S,
@@ -38,6 +35,7 @@ from raftd.test.cores import (
     appends_in,
     configuration,
     heartbeats_in,
+    leader_of,
     log_of,
     round_in,
     terms_of,
@@ -50,15 +48,6 @@ FIVE = configuration([1, 2, 3, 4, 5])
 def follower(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
     """Node 2 of three, with a log of these terms."""
     return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
-
-
-def leader_of(count: int, terms: tuple[int, ...] = (), term: int = 0) -> Node:
-    """Node 1 of `count`, elected over a log of these terms; the no-op is its last entry."""
-    base = configuration(range(1, count + 1))
-    node = Node(1, base, disk=Disk(log_of(terms), HardState(term)))
-    node.become_leader()
-    node.take()
-    return node
 
 
 class SmallClock(random.Random):
@@ -736,61 +725,7 @@ class Reads(SynchronousTestCase):
         self.assertEqual((after.reads.round, len(after.reads)), (ReadQueue().round + 1, 0))
 
 
-class Membership(SynchronousTestCase):
-    def test_32_no_change_before_the_first_commit_of_the_term(self) -> None:
-        leader = leader_of(3)
-        with self.assertRaises(ChangeInProgress):
-            leader.add_learner(4)
-        self.assertEqual(leader.raft.log.last_index, 1)
-        leader.acknowledge(2, 1)
-        self.assertEqual(leader.add_learner(4), 2)
-
-    def test_33_a_truncated_configuration_goes_back(self) -> None:
-        node = follower((1,), term=1)
-        added = configuration([1, 2, 3], learners=[4])
-        data = encode_configuration(added)
-        change = Entry(2, 1, EntryKind.CONFIGURATION, 0, data)
-        node.answer(1, AppendEntries(1, 1, 1, 0, (change,)))
-        self.assertEqual((node.raft.configuration, node.raft.configuration_index), (added, 2))
-        node.answer(3, AppendEntries(2, 1, 1, 0, (log_of([1, 2])[1],)))
-        self.assertEqual((node.raft.configuration, node.raft.configuration_index), (THREE, 0))
-        node.crash()
-        node.start()
-        self.assertEqual(node.raft.configuration, THREE)
-
-    def test_33_a_vote_that_is_taken_back_is_not_cast(self) -> None:
-        # 4 is promoted by an entry that is cut off again: it must not stand.
-        base = configuration([1, 2, 3], learners=[4])
-        node = Node(4, base, disk=Disk(log_of([1]), HardState(1)))
-        data = encode_configuration(configuration([1, 2, 3, 4]))
-        change = Entry(2, 1, EntryKind.CONFIGURATION, 0, data)
-        node.answer(1, AppendEntries(1, 1, 1, 0, (change,)))
-        self.assertLess(node.raft.next_deadline, node.time.now + 3 * ELECTION_S)
-        node.answer(3, AppendEntries(2, 1, 1, 0, (log_of([1, 2])[1],)))
-        node.time_out()
-        self.assertEqual((node.raft.role, node.take()), (Role.FOLLOWER, []))
-
-    def test_34_a_second_change_at_once_is_refused(self) -> None:
-        leader = leader_of(3)
-        leader.acknowledge(2, 1)
-        first = leader.add_learner(4)
-        for change in (leader.add_learner, leader.promote):
-            with self.assertRaises(ChangeInProgress):
-                change(5 if change == leader.add_learner else 4)
-        self.assertEqual(leader.raft.log.last_index, first)
-        leader.flush()
-        leader.acknowledge(3, first)
-        leader.acknowledge(4, first)
-        self.assertEqual(leader.promote(4), first + 1)
-
-    def test_36_a_learner_that_never_answered_gets_no_vote(self) -> None:
-        # With its vote, the cluster of one would be one of two, and dead.
-        leader = leader_of(1)
-        leader.add_learner(2)
-        leader.flush()
-        with self.assertRaises(NotCaughtUp):
-            leader.promote(2)
-
+class Disks(SynchronousTestCase):
     def test_51_entries_that_were_acknowledged_and_are_gone_stop_the_node(self) -> None:
         node = Node(2, configuration([1, 2, 3]), disk=Disk(log_of([1]), HardState(1)))
         with self.assertRaises(InvariantViolated):
@@ -800,26 +735,6 @@ class Membership(SynchronousTestCase):
         disk = Disk(log_of([1, 3]), HardState(1))
         with self.assertRaises(InvariantViolated):
             Node(1, configuration([1, 2, 3]), disk=disk)
-
-    def test_35_a_learner_that_does_not_know_of_its_vote_votes(self) -> None:
-        node = Node(4, configuration([1, 2, 3], learners=[4]))
-        self.assertEqual(node.answer(1, PreVote(1, 0, 0)), PreVoteResponse(1, True))
-        self.assertEqual(node.answer(1, RequestVote(1, 0, 0)), RequestVoteResponse(1, True))
-
-    def test_35_a_cluster_whose_new_voter_is_needed_elects(self) -> None:
-        # 2 became a voter by an entry that only 1 has; 1 needs its vote.
-        grown = Entry(
-            2, 1, EntryKind.CONFIGURATION, 0, encode_configuration(configuration([1, 2]))
-        )
-        base = configuration([1], learners=[2])
-        first = log_of([1])
-        cluster = Cluster(
-            base,
-            disks={1: Disk([*first, grown], HardState(1, 1)), 2: Disk(first, HardState(1))},
-        )
-        cluster.run(4 * ELECTION_S)
-        self.assertEqual(cluster.leader().id, 1)
-        self.assertEqual(cluster[2].raft.configuration, configuration([1, 2]))
 
 
 def record(cluster: Cluster, to: int) -> list[Message]:
