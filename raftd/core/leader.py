@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from raftd.core.log import Log
-from raftd.core.membership import Change, Configuration, Promote
+from raftd.core.membership import Configuration
 from raftd.core.messages import (
     NOBODY,
     AppendEntries,
@@ -27,7 +27,7 @@ from raftd.core.messages import (
     TimeoutNow,
 )
 from raftd.core.progress import Progress, ProgressState
-from raftd.core.quorum import has_quorum, quorum_value
+from raftd.core.quorum import Majorities, has_quorum, quorum_value
 from raftd.core.reads import MAX_READS_WAITING, ReadQueue
 from raftd.core.settings import Settings
 from raftd.errors import (
@@ -119,7 +119,6 @@ class Leadership:
 
     def check_change(
         self,
-        changes: Sequence[Change],
         changed: Configuration,
         configuration_index: int,
         commit_index: int,
@@ -128,23 +127,40 @@ class Leadership:
         force: bool,
     ) -> None:
         """Whether a membership change may be made now; see `Raft.change_membership`."""
+        if self._successor != NOBODY:
+            raise NotLeader("The leader is handing over to another one.")
         if commit_index < self.term_start_index:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
-        for change in changes:
-            progress = None
-            if isinstance(change, Promote):
-                progress = self.progress.get(change.member_id)
-            if progress is not None:
-                # A short log is no sign of life: it must have answered as a learner.
-                behind = commit_index - progress.match_index
-                silent = progress.match_index < configuration_index
-                if behind > MAX_PROMOTION_LAG_ENTRIES or silent:
-                    raise NotCaughtUp(f"It is {behind} entries behind the leader.")
-        if not force and not self.is_live_quorum(changed, now):
-            raise ChangeRefused(
-                "Of the voters that there would be, too few answer at the moment to decide "
-                "anything."
-            )
+        voters = frozenset[MemberId]().union(*self._majorities)
+        for member_id in sorted(changed.voter_ids() - voters):
+            self._check_caught_up(member_id, configuration_index, commit_index)
+        if not force:
+            self._check_live(changed.majorities(), now)
+
+    def _check_caught_up(
+        self, member_id: MemberId, configuration_index: int, commit_index: int
+    ) -> None:
+        progress = self.progress.get(member_id)
+        match_index = 0 if progress is None else progress.match_index
+        behind = commit_index - match_index
+        # A short log is no sign of life: it must have answered as a learner.
+        silent = match_index < max(configuration_index, 1)
+        if behind > MAX_PROMOTION_LAG_ENTRIES or silent:
+            raise NotCaughtUp(f"It is {behind} entries behind the leader.")
+
+    def _check_live(self, majorities: Majorities, now: float) -> None:
+        """Whether a quorum has answered within an election timeout."""
+        since = now - self._settings.election_timeout_s
+        recent = {m: p for m, p in self.progress.items() if p.last_contact > since}
+        live = {m for m, p in recent.items() if p.answered} | {self._member_id}
+        if has_quorum(majorities, live):
+            return
+        if has_quorum(majorities, live | recent.keys()):
+            raise ChangeInProgress("The leader has only just been elected. Try again.")
+        raise ChangeRefused(
+            "Of the voters that there would be, too few answer at the moment to decide "
+            "anything."
+        )
 
     # -- appending -----------------------------------------------------------
 
@@ -246,7 +262,7 @@ class Leadership:
         progress = self.progress.get(member_id)
         if progress is None or answer.match_index > self._log.last_index:
             return
-        progress.last_contact = now
+        progress.heard_from(now)
         if answer.success:
             progress.matched(answer.match_index)
             return
@@ -311,16 +327,10 @@ class Leadership:
         progress = self.progress.get(member_id)
         if progress is None:
             return
-        progress.last_contact = now
+        progress.heard_from(now)
         progress.round = max(progress.round, min(answer.round, self.reads.round))
         # It can be reached (again): what was lost is sent anew.
         progress.lost = False
-
-    def is_live_quorum(self, configuration: Configuration, now: float) -> bool:
-        """Whether a quorum of `configuration` has answered within an election timeout."""
-        since = now - self._settings.election_timeout_s
-        live = {m for m, p in self.progress.items() if p.last_contact > since}
-        return has_quorum(configuration.majorities(), live | {self._member_id})
 
     def quorum_contact(self, now: float) -> float:
         """The latest time at which a quorum, this node included, had answered."""

@@ -35,6 +35,7 @@ class Progress:
     """
 
     __slots__ = (
+        "answered",
         "bytes_in_flight",
         "commit_sent",
         "in_flight",
@@ -61,8 +62,11 @@ class Progress:
         self.commit_sent = 0
         #: The last read round that it acknowledged in this term.
         self.round = 0
-        #: When it last answered; at first, when the term of leadership began.
+        #: When it last answered; at first, when the term of leadership began,
+        #: or when it became a member.
         self.last_contact = now
+        #: Whether it has answered at all.
+        self.answered = False
         #: (last index, bytes) of each AppendEntries that is unanswered.
         self.in_flight: deque[tuple[int, int]] = deque()
         self.bytes_in_flight = 0
@@ -86,6 +90,11 @@ class Progress:
         self.next_index = last_index + 1
         self.in_flight.append((last_index, size))
         self.bytes_in_flight += size
+
+    def heard_from(self, now: float) -> None:
+        """It has answered a request of this term."""
+        self.last_contact = now
+        self.answered = True
 
     def matched(self, match_index: int) -> None:
         """It holds the log up to `match_index`, durably."""

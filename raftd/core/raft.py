@@ -659,7 +659,7 @@ class Raft:
         if self.configuration_index > self.commit_index:
             raise ChangeInProgress("Another membership change is under way. Try again.")
         leadership.check_change(
-            changes, changed, self.configuration_index, self.commit_index, now, force=force
+            changed, self.configuration_index, self.commit_index, now, force=force
         )
         return self._append_configuration(leadership, changed, now)
 
