@@ -246,6 +246,20 @@ class ConfigurationHistory:
         """Where the log holds `latest`."""
         return self._history[-1][0]
 
+    def gives_vote(self, member_id: MemberId, commit_index: int) -> bool:
+        """
+        Whether a member may be needed as a leader (thesis 4.2.2).
+
+        That is so in the configuration in force, and in the one before it as
+        long as this is not committed.  All before those are: no leader
+        changes what is not committed.
+        """
+        index, latest = self._history[-1]
+        if latest.is_voter(member_id):
+            return True
+        pending = index > commit_index and len(self._history) > 1
+        return pending and self._history[-2][1].is_voter(member_id)
+
     def at(self, index: int) -> Configuration:
         """The configuration in force when `index` was the last entry."""
         return next(c for i, c in reversed(self._history) if i <= index)

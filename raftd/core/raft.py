@@ -213,9 +213,10 @@ class Raft:
             self._check_quorum(self.leadership, now)
             self._check_disk(now)
         elif now >= self._election_due:
-            if not self._outbox.is_hard_state_durable:
-                # The last vote is not on disk yet.  A slow disk must not make
-                # term after term, none of which it ever reaches.
+            if not (self._outbox.is_hard_state_durable and self._may_lead):
+                # The last vote is not on disk yet: a slow disk must not make
+                # term after term, none of which it ever reaches.  Or it was
+                # learned meanwhile that this node has no vote any more.
                 self._reset_election_timer(now)
             else:
                 self._pre_campaign(now)
@@ -240,8 +241,18 @@ class Raft:
         if successor != NOBODY and leadership.successor == NOBODY:
             leadership.transfer(successor, now)
 
+    @property
+    def _may_lead(self) -> bool:
+        """
+        Whether this node stands for election when it hears of no leader.
+
+        It does until its removal is committed: it may hold what nobody else
+        can be elected without (thesis 4.2.2, figure 4.6).
+        """
+        return self._configurations.gives_vote(self.member_id, self.commit_index)
+
     def _reset_election_timer(self, now: float) -> None:
-        if self.configuration.is_voter(self.member_id):
+        if self._may_lead:
             spread = 1 + self._random.random()
             self._election_due = now + spread * self.settings.election_timeout_s
         else:
@@ -523,6 +534,8 @@ class Raft:
                 self._configurations = ConfigurationHistory(metadata.configuration, index)
                 self.commit_index = self._committed_out = index
                 self._restore = metadata
+                # It may have gained or lost its vote.
+                self._reset_election_timer(self._leader_contact)
         if index <= self.commit_index:
             self._answer_installed(piece.sender, index, piece.request_id)
         else:
