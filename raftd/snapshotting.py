@@ -266,6 +266,9 @@ class Snapshotter:
         except SnapshotDamaged as e:
             self._log.warn("{reason}", reason=str(e))
             next_offset = 0
+        except Stopped:
+            # Another one has come, and this one was given up.
+            next_offset = 0
         except StorageFailed as e:
             # The log is sound, and space may come back; the sender gives up
             # and tries again later.

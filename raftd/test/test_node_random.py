@@ -340,6 +340,8 @@ class History:
                 self._checkers[id(node._raft)][1].check()
 
     def check(self) -> None:
+        for reason in self.cluster.fatal.values():
+            assert reason.code == "storage_failed", f"a node stopped: {reason}"
         journals = [m.operations for m in self.cluster.machines.values()]
         assert all(journal == journals[0] for journal in journals), "the nodes differ"
         happened = set(journals[0])
@@ -349,8 +351,6 @@ class History:
         for read in self.reads:
             assert read.ended is not None, "a read was never answered"
             assert not isinstance(read.answer.outcome, OutcomeUnknown), "an unknown read"
-        for reason in self.cluster.fatal.values():
-            assert reason.code == "storage_failed", f"a node stopped: {reason}"
         self._check_order()
 
     def _check_write(self, write: Write, happened: set[bytes]) -> None:

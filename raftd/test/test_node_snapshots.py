@@ -602,6 +602,27 @@ class LateTests(SnapshotCase):
         self.assertEqual(self.machine.operations, [b"%d" % i for i in range(11, 66)])
         self.assertEqual(self.alone.fatal, [])
 
+    def test_42_snapshot_is_given_up_for_another_while_a_piece_is_being_kept(self) -> None:
+        """At every moment between the first piece and the end."""
+        for steps in range(12):
+            self.setUp()
+            self.alone.snapshots.delay_seconds = 0.001
+            half = len(self.file) // 2
+            first = InstallSnapshot(2, 50, 2, 0, self.file[:half], False)
+            rest = InstallSnapshot(2, 50, 2, half, self.file[half:], True)
+            self.alone.node.receive(2, first)
+            answers = [self.alone.node.receive(2, rest)]
+            for _ in range(steps):
+                self.alone.advance(0.0005)
+            answers.append(self._send(2, 2, 60, self._file(60)))
+            self.alone.advance(0.1)
+            self.assertEqual(self.alone.fatal, [], f"{steps} steps")
+            superseded, installed = map(self.successResultOf, answers)
+            self.assertEqual(installed, InstallSnapshotResponse(2, 0, True))
+            self.assertIsInstance(superseded, InstallSnapshotResponse)
+            self.assertEqual(self.alone.node.status().applied_index, 60)
+            self.assertEqual(self.machine.operations, [b"%d" % i for i in range(11, 61)])
+
     def test_44_damaged_snapshot_is_asked_for_again(self) -> None:
         whole = self.file
         self.file = whole[:100] + b"?" + whole[101:]
