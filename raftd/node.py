@@ -265,7 +265,8 @@ class Node:
 
     def _tell(self, event: Event) -> None:
         for observer in list(self._observers):
-            observer(event)
+            if self._running:  # else one of them has stopped this node
+                observer(event)
 
     # -- the turn ------------------------------------------------------------
 

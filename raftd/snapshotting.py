@@ -126,6 +126,7 @@ class Snapshotter:
             self._bytes_since >= self._threshold_bytes
             and self._bytes_since >= self._last_size
             and not self._taking
+            and not self._stopped
             and self._applier.is_between_entries
         ):
             self._taking = True

@@ -31,6 +31,7 @@ from raftd.core.messages import (
 )
 from raftd.core.settings import Settings
 from raftd.errors import Fatal, RaftdError
+from raftd.events import Observer
 from raftd.interfaces import IPeer, IStateMachine, ITransport
 from raftd.node import Node
 from raftd.replica import ReplicaOptions
@@ -261,6 +262,7 @@ class Alone:
         request_timeout_s: float = 5.0,
         settings: Settings | None = None,
         snapshot_threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
+        observer: Observer | None = None,
     ) -> None:
         self.clock = Clock()
         members = tuple(Member(i, f"n{i}") for i in range(1, size + 1))
@@ -288,6 +290,8 @@ class Alone:
             snapshot_threshold_bytes=snapshot_threshold_bytes,
             on_fatal=self.fatal.append,
         )
+        if observer is not None:
+            self.node.observe(observer)
         self.node.start()
         self.turn()
 
