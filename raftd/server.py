@@ -29,7 +29,7 @@ from raftd.joining import ask_to_join, become_voter, pause
 from raftd.kv.database import Database
 from raftd.kv.store import Store
 from raftd.listening import check_exposure, close, listen, resolve
-from raftd.names import split_name
+from raftd.names import canonical_name, split_name
 from raftd.net.http1 import HTTPFactory
 from raftd.net.port import PortFactory
 from raftd.node import Node
@@ -135,6 +135,7 @@ class Server:
         return self._take(self._take_name(name))
 
     async def _take_name(self, name: str) -> None:
+        name = canonical_name(name)
         host, port = split_name(name)
         if self.recorded_name and name != self.recorded_name:
             raise BadAnswer(
@@ -144,7 +145,7 @@ class Server:
             host, port = split_name(self._options.listen)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
-        check_exposure(name, addresses, self._options.insecure)
+        check_exposure(self._options.listen or name, addresses, self._options.insecure)
         await close(self._ports)
         self._ports = listen(self._reactor, addresses, port, self._port_factory)
         self._name = name
@@ -176,40 +177,40 @@ class Server:
         return self._take(self._join(tuple(servers)))
 
     async def _join(self, servers: tuple[str, ...]) -> None:
-        identity = self._begin_join(servers)
-        if identity.cluster_id:
+        recorded = self._directory.identity
+        if recorded is not None and recorded.cluster_id:
             # It may be a voter already, and must not be silent while it asks.
             self._run_node()
+        if not servers and recorded is not None:
+            servers = recorded.join_servers
+        if not servers:
+            raise JoinFailed("no server to join is recorded.")
         try:
             answer = await ask_to_join(
                 self._reactor,
                 self._service.endpoint_for,
-                identity.join_servers,
-                self._member(),
-                identity.cluster_id,
+                servers,
+                self._name,
+                lambda: self._begin_join(servers),
             )
-            self._record(cluster_id=answer.cluster_id)
+            self._record(cluster_id=answer.cluster_id, join_servers=servers)
         except JoinFailed:
             # If it is a member, it can go on without the server that let it in.
-            if not identity.cluster_id or not self._run_node().is_member:
+            if self._service.node is None or not self._service.node.is_member:
                 raise
         await become_voter(self._reactor, self._run_node())
         self._record(stage=Stage.MEMBER)
 
-    def _begin_join(self, servers: tuple[str, ...]) -> Identity:
+    def _begin_join(self, servers: tuple[str, ...]) -> tuple[Member, int]:
         """An identity and a log, durable before anyone hears of this node."""
         if self._directory.identity is None:
             self._directory.save(
                 Identity(Stage.JOINING, self._name, draw_id(), join_servers=servers)
             )
-        elif servers:
-            self._record(join_servers=servers)
-        if not self._identity.join_servers:
-            raise JoinFailed("no server to join is recorded.")
         if not self._identity.log_created:
             self._create_log(HardState(), ())
             self._record(log_created=True)
-        return self._identity
+        return self._member(), self._identity.cluster_id
 
     # -- a restart ---------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
+from raftd.clock import warn_unless_monotonic
 from raftd.core.messages import Member
 from raftd.core.settings import Settings
 from raftd.errors import Fatal
@@ -33,6 +34,7 @@ class NodeService:
     """
 
     def __init__(self, reactor: Any, settings: Settings, request_timeout_ms: int) -> None:
+        warn_unless_monotonic(reactor)
         self._reactor = reactor
         self._settings = settings
         self._request_timeout_s = request_timeout_ms / 1000

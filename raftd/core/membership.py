@@ -65,7 +65,7 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
                 raise NameTaken(
                     f"{member.name} is already a member of this cluster with another "
                     f"identity ({other.id:016x}); its directory was lost or replaced. "
-                    "Join under another name."
+                    "Join under another name, from an empty directory."
                 )
             if other.id == member.id and other.name != member.name:
                 raise ChangeRefused(f"member {member.id:016x} has the name {other.name}.")
