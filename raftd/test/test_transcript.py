@@ -289,6 +289,7 @@ class ClusterTests(SynchronousTestCase):
     def test_40_a_join_that_was_broken_off_goes_on(self) -> None:
         status = b'{"name": "n:1", "member_id": "1", "cluster_id": "2", "leader": "n:1"}'
         with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("127.0.0.1", self.ports[0]))
             server.listen()
             node = self.start(1, command=RAFTD)
