@@ -22,6 +22,7 @@ from raftd.core.messages import Member
 from raftd.errors import (
     ChangeInProgress,
     ChangeRefused,
+    Fatal,
     JoinFailed,
     NoLeaderYet,
     NotCaughtUp,
@@ -34,7 +35,7 @@ from raftd.node import Node
 EndpointFor = Callable[[str], IStreamClientEndpoint]
 #: Looks at a server before it is asked: `JoinFailed` if it cannot help, or
 #: `NoLeaderYet` if it may in a moment.
-Probe = Callable[[Any, str], Awaitable[object]]
+Probe = Callable[[Any, str, IStreamClientEndpoint], Awaitable[object]]
 
 #: How long a cluster may take to elect a leader before the join is given up.
 LEADER_PATIENCE_S = 5.0
@@ -52,36 +53,43 @@ async def ask_to_join(
     reactor: IReactorTime,
     endpoint_for: EndpointFor,
     servers: Sequence[str],
-    member: Member,
-    cluster_id: int,
+    name: str,
+    prepare: Callable[[], tuple[Member, int]],
     probe: Probe | None,
 ) -> JoinAnswer:
     """
-    Become a learner of the cluster of `servers`, which are tried in order.
+    Become a learner, called `name`, of the cluster of `servers`, tried in order.
 
-    `JoinFailed` with what each of them said.
+    `prepare` makes this node's identity durable and returns it, with the id of
+    its cluster or 0; it is called before anybody is asked, and not before
+    there is somebody to ask.  `JoinFailed` with what each server said.
     """
     reasons = []
     for server in servers:
         try:
-            if server == member.name:
+            if server == name:
                 raise JoinFailed(f"{server} is this node itself.")
             if probe is not None:
-                await _probe_for_leader(reactor, server, probe)
+                await _probe_for_leader(reactor, server, endpoint_for, probe)
+            member, cluster_id = prepare()
             return await request_join(
                 reactor, endpoint_for(server), server, member, cluster_id, JOIN_TIMEOUT_S
             )
+        except Fatal:
+            raise
         except RaftdError as e:
             reasons.append(str(e))
     raise JoinFailed(" ".join(dict.fromkeys(reasons)))
 
 
-async def _probe_for_leader(reactor: IReactorTime, server: str, probe: Probe) -> None:
+async def _probe_for_leader(
+    reactor: IReactorTime, server: str, endpoint_for: EndpointFor, probe: Probe
+) -> None:
     """Probe until there is a leader, for the time that an election may take."""
     give_up_at = reactor.seconds() + LEADER_PATIENCE_S
     while True:
         try:
-            await probe(reactor, server)
+            await probe(reactor, server, endpoint_for(server))
             return
         except NoLeaderYet:
             if reactor.seconds() >= give_up_at:

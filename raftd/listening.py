@@ -57,6 +57,9 @@ def check_exposure(name: str, addresses: Sequence[str], insecure: bool) -> None:
     A host that others resolve, and that this machine takes for itself alone,
     is worth a warning: nobody else will get through.
     """
+    for address in map(ipaddress.ip_address, addresses):
+        if address.is_multicast:
+            raise BadAnswer(f"{address} is an address of many, not of this machine.")
     beyond = [a for a in addresses if not is_loopback(a)]
     if beyond and not insecure:
         raise BadAnswer(

@@ -18,10 +18,14 @@ from twisted.internet.error import (
     DNSLookupError,
     TimeoutError,
 )
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
 from raftd.errors import JoinFailed, NoLeaderYet
 
@@ -47,14 +51,14 @@ class _Unavailable(msgspec.Struct):
     message: str
 
 
-async def probe(reactor: Any, server: str) -> ServerStatus:
+async def probe(reactor: Any, server: str, endpoint: IStreamClientEndpoint) -> ServerStatus:
     """
-    The status of `server`.
+    The status of `server`, which listens at `endpoint`.
 
     `JoinFailed` says what is there instead: nothing, something that is not
     raftd, a server without a cluster, or (`NoLeaderYet`) without a leader.
     """
-    asked = Deferred.fromCoroutine(_get(reactor, f"http://{server}/status"))
+    asked = Deferred.fromCoroutine(_get_status(reactor, server, endpoint))
 
     def too_late(_: object, _timeout_s: float) -> NoReturn:
         raise TimeoutError()
@@ -82,7 +86,7 @@ def _read(server: str, code: int, body: bytes) -> ServerStatus:
         if code == 503:
             reason = msgspec.json.decode(body, type=_Unavailable).error
             if reason == "not_ready":
-                raise JoinFailed(f"{server} does not belong to a cluster yet.")
+                raise NoLeaderYet(f"{server} does not belong to a cluster yet.")
             if reason == "overloaded":
                 raise JoinFailed(f"{server} is too busy to answer; try again.")
         status = msgspec.json.decode(body, type=ServerStatus)
@@ -100,15 +104,34 @@ def _foreign(server: str) -> str:
     return f"what listens at {server} is not a raftd server."
 
 
-async def _get(reactor: Any, url: str) -> tuple[int, bytes]:
+async def _get_status(
+    reactor: Any, server: str, endpoint: IStreamClientEndpoint
+) -> tuple[int, bytes]:
     """The status code and the body of one GET; no redirect, no proxy."""
-    agent = Agent(reactor, connectTimeout=PROBE_TIMEOUT_S)
+    agent = Agent.usingEndpointFactory(reactor, _Only(endpoint))
+    # The address goes into the endpoint, since treq cannot read every one in a URL.
     response = await treq.get(
-        url, agent=agent, reactor=reactor, allow_redirects=False, unbuffered=True
+        "http://raftd/status",
+        headers=Headers({"Host": [server]}),
+        agent=agent,
+        reactor=reactor,
+        allow_redirects=False,
+        unbuffered=True,
     )
     body = _Body()
     response.deliverBody(body)
     return response.code, await body.whole
+
+
+@implementer(IAgentEndpointFactory)
+class _Only:
+    """Leads everywhere to one endpoint."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def endpointForURI(self, uri: object) -> IStreamClientEndpoint:
+        return self._endpoint
 
 
 class _Body(Protocol):

@@ -36,7 +36,7 @@ from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, Recovered, Stage
 from raftd.joining import Probe, ask_to_join, become_member, pause
 from raftd.listening import check_exposure, close, listen, resolve
-from raftd.names import split_name
+from raftd.names import canonical_name, split_name
 from raftd.net.amp import PeerServerFactory
 from raftd.net.handshake import LocalIdentity
 from raftd.net.peers import CONNECT_TIMEOUT_S, PeerTransport
@@ -152,7 +152,7 @@ class Replica(Handle):
 
     def check_name(self, name: str) -> None:
         """`BadAnswer` if `name` is none, or not the one that the directory belongs to."""
-        split_name(name)
+        name = canonical_name(name)
         if self.recorded_name and name != self.recorded_name:
             raise BadAnswer(
                 f"This directory belongs to {self.recorded_name}; it cannot be used as {name}."
@@ -223,6 +223,7 @@ class Replica(Handle):
     async def initialize(self, name: str) -> None:
         """For NEW and INITIALIZING: become a new cluster of one."""
         if self._directory.identity is None:
+            name = canonical_name(name)
             self._directory.save(
                 Identity(Stage.INITIALIZING, name, draw_id(), cluster_id=draw_id())
             )
@@ -247,39 +248,40 @@ class Replica(Handle):
         await self._unless_stopped(self._join(name, servers, learner))
 
     async def _join(self, name: str, servers: Sequence[str], learner: bool) -> None:
-        identity = self._begin_join(name, tuple(servers))
-        if identity.cluster_id:
+        name, asked = canonical_name(name), tuple(map(canonical_name, servers))
+        recorded = self._directory.identity
+        if recorded is not None and recorded.cluster_id:
             # It may be a voter already, and must not be silent while it asks.
             self._run_node()
+        if not asked and recorded is not None:
+            asked = recorded.join_servers
+        if not asked:
+            raise JoinFailed("no server to join is recorded.")
         try:
             answer = await ask_to_join(
                 self._reactor,
                 self._endpoint_for,
-                identity.join_servers,
-                self._member(),
-                identity.cluster_id,
+                asked,
+                name,
+                lambda: self._begin_join(name, asked),
                 self._probe,
             )
-            self._record(cluster_id=answer.cluster_id)
+            self._record(cluster_id=answer.cluster_id, join_servers=asked)
         except JoinFailed:
             # If it is a member, it can go on without the server that let it in.
-            if not identity.cluster_id or not self._run_node().is_member:
+            if self._node is None or not self._node.is_member:
                 raise
         await become_member(self._reactor, self._run_node(), learner=learner)
         self._record(stage=Stage.MEMBER)
 
-    def _begin_join(self, name: str, servers: tuple[str, ...]) -> Identity:
+    def _begin_join(self, name: str, servers: tuple[str, ...]) -> tuple[Member, int]:
         """An identity and a log, durable before anyone hears of this node."""
         if self._directory.identity is None:
             self._directory.save(Identity(Stage.JOINING, name, draw_id(), join_servers=servers))
-        elif servers:
-            self._record(join_servers=servers)
-        if not self._identity.join_servers:
-            raise JoinFailed("no server to join is recorded.")
         if not self._identity.log_created:
             self._create_log(HardState(), ())
             self._record(log_created=True)
-        return self._identity
+        return self._member(), self._identity.cluster_id
 
     # -- a restart -----------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from raftd.interfaces import IServer, Recovered, Stage
 from raftd.kv.database import Database
 from raftd.kv.store import Store
 from raftd.listening import check_exposure, close, listen, resolve
-from raftd.names import split_name
+from raftd.names import canonical_name, split_name
 from raftd.net.http1 import HTTPFactory
 from raftd.net.port import PortFactory
 from raftd.node import Node
@@ -95,11 +95,12 @@ class Server:
         return self._take(self._take_name(name))
 
     async def _take_name(self, name: str) -> None:
+        name = canonical_name(name)
         self._replica.check_name(name)
         host, port = split_name(self._options.listen or name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
-        check_exposure(name, addresses, self._options.insecure)
+        check_exposure(self._options.listen or name, addresses, self._options.insecure)
         await close(self._ports)
         self._ports = listen(self._reactor, addresses, port, self._port_factory)
         self._name = name

@@ -413,7 +413,9 @@ def _log_target(options: Options, terminal: Outlet, console: Console) -> LogTarg
         outlet = Outlet()
         writer = LogFileWriter(path, console.complain)
         return LogTarget(partial(outlet.put, writer), outlet, shares_terminal=False)
-    file = sys.stdout if options.parent is None else options.parent["logFile"]
+    # `twist` has chosen a file; `twistd` goes its own way.
+    twist: dict[str, Any] = {} if options.parent is None else options.parent
+    file = twist.get("logFile", sys.stdout)
     if file in (sys.stdout, sys.stderr):
         put = partial(terminal.put, stream_writer(file))
         return LogTarget(put, terminal, shares_terminal=True)

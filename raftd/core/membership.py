@@ -132,7 +132,8 @@ class _Roster:
                 raise NameTaken(
                     f"{member.name} is already a member of this cluster with another "
                     f"identity ({other.id:016x}); its directory was lost or replaced. "
-                    "Join under another name, or remove that member first."
+                    "Remove that member first, or join under another name, from an empty "
+                    "directory."
                 )
 
     def find(self, member_id: MemberId) -> Member | None:

@@ -103,7 +103,7 @@ TABLE = {
     "web": Rule((*CONTRACT, "names", "_version", ""), ("msgspec", "twisted", "zope")),
     "console": Rule(("errors", "interfaces", "names"), ("msgspec", "twisted")),
     "listening": Rule(("errors", "names"), ("twisted",)),
-    "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted")),
+    "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted", "zope")),
     "client": Rule(("errors",), ("msgspec", "treq", "twisted")),
     "cli": Rule(("client", "errors", "names"), ("twisted",)),
     # The process: what is written, and where.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.errors import BadAnswer
-from raftd.names import is_address, split_name, split_names
+from raftd.names import canonical_name, is_address, split_name, split_names
 
 
 class NameTests(SynchronousTestCase):
@@ -15,8 +15,17 @@ class NameTests(SynchronousTestCase):
             "127.0.0.1:1": ("127.0.0.1", 1),
             "[::1]:65535": ("::1", 65535),
             "db-1.example.org:80": ("db-1.example.org", 80),
+            "LocalHost:4001": ("localhost", 4001),
         }.items():
             self.assertEqual(split_name(name), parts)
+
+    def test_a_name_has_one_spelling(self) -> None:
+        for name in ("[::1]:4001", "127.0.0.1:4001", "db.example:4001"):
+            self.assertEqual(canonical_name(name), name)
+        self.assertEqual(canonical_name("DB.Example:4001"), "db.example:4001")
+        for name in ("0.0.0.0:4001", "[::]:4001"):
+            with self.assertRaises(BadAnswer):
+                canonical_name(name)
 
     def test_what_is_no_name(self) -> None:
         for name in (
@@ -38,6 +47,11 @@ class NameTests(SynchronousTestCase):
             "localhost/db:4001",
             "::1:4001",
             "my_host:4001",
+            "http://localhost:4001",
+            "localhost:4001/",
+            "256.1.1.1:4001",
+            "127.0.0.1.:4001",
+            "localhost:04001",
             "-host:4001",
             "[::1:4001",
             "[localhost]:4001",

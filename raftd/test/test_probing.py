@@ -7,6 +7,7 @@ from typing import Any, cast
 import msgspec
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -24,6 +25,7 @@ from raftd.errors import (
 )
 from raftd.interfaces import NodeStatus
 from raftd.joining import become_member
+from raftd.names import split_name
 from raftd.node import Node
 from raftd.probing import probe
 from raftd.test.servers import ServerTestCase, free_name, http
@@ -32,13 +34,18 @@ STATUS = {"name": "n:1", "member_id": "1", "cluster_id": "2", "leader": "n:1", "
 JSON = b"Content-Type: application/json\r\n"
 
 
+async def ask(name: str) -> probing.ServerStatus:
+    host, port = split_name(name)
+    return await probe(reactor, name, HostnameEndpoint(reactor, host, port))
+
+
 class ProbeTests(ServerTestCase):
     async def _probe(self, words: bytes | None, close: bool = True) -> probing.ServerStatus:
-        return await probe(reactor, self.listen(words, close))
+        return await ask(self.listen(words, close))
 
     async def _says(self, error: type[RaftdError], part: str, words: bytes | None) -> None:
         name = self.listen(words, close=words is not None)
-        await self.refused(Deferred.fromCoroutine(probe(reactor, name)), error, name, part)
+        await self.refused(Deferred.fromCoroutine(ask(name)), error, name, part)
 
     async def test_status(self) -> None:
         status = await self._probe(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
@@ -49,10 +56,13 @@ class ProbeTests(ServerTestCase):
         await self._says(NoLeaderYet, "no leader", http(b"200 OK", body, JSON))
 
     async def test_unavailable(self) -> None:
-        for code, part in (("not_ready", "cluster yet"), ("overloaded", "busy")):
+        for code, error, part in (
+            ("not_ready", NoLeaderYet, "cluster yet"),
+            ("overloaded", JoinFailed, "busy"),
+        ):
             body = msgspec.json.encode({"error": code, "message": "x"})
             words = http(b"503 Service Unavailable", body, JSON)
-            await self._says(JoinFailed, part, words)
+            await self._says(error, part, words)
 
     async def test_not_raftd(self) -> None:
         for words in (
@@ -73,28 +83,26 @@ class ProbeTests(ServerTestCase):
         self.patch(probing, "MAX_STATUS_BYTES", 1000)
         words = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + b" " * 5000
         name = self.listen(words, close=False)
-        await self.refused(
-            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, name, "not a raftd"
-        )
+        await self.refused(Deferred.fromCoroutine(ask(name)), JoinFailed, name, "not a raftd")
 
     async def test_silence(self) -> None:
         self.patch(probing, "PROBE_TIMEOUT_S", 0.2)
         await self._says(JoinFailed, "does not answer", None)
         name = self.listen(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", close=False)
         await self.refused(
-            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, name, "does not answer"
+            Deferred.fromCoroutine(ask(name)), JoinFailed, name, "does not answer"
         )
 
     async def test_nobody(self) -> None:
         name = free_name()
         await self.refused(
-            Deferred.fromCoroutine(probe(reactor, name)), JoinFailed, "nothing is listening"
+            Deferred.fromCoroutine(ask(name)), JoinFailed, "nothing is listening"
         )
 
     async def test_given_up(self) -> None:
         """It ends at once, and nothing is left of it; trial sees to that."""
         for words in (None, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"):
-            asked = Deferred.fromCoroutine(probe(reactor, self.listen(words, close=False)))
+            asked = Deferred.fromCoroutine(ask(self.listen(words, close=False)))
             asked.cancel()
             self.failureResultOf(asked, CancelledError, JoinFailed)
 

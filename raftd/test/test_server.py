@@ -26,6 +26,7 @@ from raftd.errors import (
 from raftd.interfaces import Stage
 from raftd.server import Server
 from raftd.storage.files import Files
+from raftd.test.processes import free_ports
 from raftd.test.servers import (
     ServerTestCase,
     free_name,
@@ -302,7 +303,9 @@ class JoinFailureTests(ServerTestCase):
         joiner = self.server()
         await joiner.take_name(free_name())
         await self.refused(joiner.join([server]), JoinFailed, server, *parts)
-        self.assertIs(joiner.stage, Stage.JOINING)
+        # Nobody has heard of it yet, and it can become something else.
+        self.assertIs(joiner.stage, Stage.NEW)
+        self.assertEqual(os.listdir(joiner._options.data_dir), [])
         one = await self.initialized()
         await joiner.join([name_of(one)])
         self.assertIs(joiner.stage, Stage.MEMBER)
@@ -318,6 +321,7 @@ class JoinFailureTests(ServerTestCase):
         await self._fails(self.listen(None, close=False), "does not answer")
 
     async def test_server_without_a_cluster(self) -> None:
+        self.patch(joining, "LEADER_PATIENCE_S", 0.2)
         other = self.server()
         await other.take_name(free_name())
         await self._fails(name_of(other), "does not belong to a cluster yet")
@@ -354,7 +358,18 @@ class JoinFailureTests(ServerTestCase):
         await server.take_name(free_name())
         foreign = self.listen(b"nonsense")
         await self.refused(server.join([foreign]), JoinFailed, foreign)
+        # It was asked: from here on the id is kept, and so are the servers that answered.
+        self.assertIs(server.stage, Stage.JOINING)
         await server.join([name_of(one)])
+        self.assertEqual(server._identity.join_servers, (name_of(one),))
+
+    async def test_by_an_ipv6_address(self) -> None:
+        one = self.server()
+        (port,) = free_ports(1)
+        await one.take_name(f"[::1]:{port}")
+        await one.initialize()
+        two = await self.joined(one)
+        self.assertEqual(set(roles_of(two).values()), {"voter"})
 
 
 class StopTests(ServerTestCase):

@@ -287,19 +287,27 @@ class ClusterTests(SynchronousTestCase):
                     self.assertEqual(os.listdir(self.directories[0]), [])
 
     def test_40_a_join_that_was_broken_off_goes_on(self) -> None:
-        with socket.socket() as silent:
-            silent.bind(("127.0.0.1", self.ports[0]))
-            silent.listen()
+        status = b'{"name": "n:1", "member_id": "1", "cluster_id": "2", "leader": "n:1"}'
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", self.ports[0]))
+            server.listen()
             node = self.start(1, command=RAFTD)
             node.answer(PROMPTS[0], self.name(1))
             node.answer(PROMPTS[1], "j")
             node.answer(PROMPTS[2], self.name(0))
             node.shows("Joining cluster... ")
-            connection, _ = silent.accept()
-            with connection:
+            probe, _ = server.accept()
+            with probe:
+                # As long as it has only been looked at, nobody knows of this node.
+                self.assertEqual(os.listdir(self.directories[1]), [])
+                probe.recv(1000)
+                probe.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + status)
+            asked, _ = server.accept()
+            with asked:
                 node.child.sendintr()
                 self.assertEqual(node.ends(), 130)
-        self.assertNotEqual(os.listdir(self.directories[1]), [])
+        self.assertIn("identity.json", os.listdir(self.directories[1]))
 
         options = ("--name", self.name(0), "--init")
         self.start(0, *options).shows("New raftd cluster created.\n")
