@@ -266,6 +266,69 @@ class ReadTests(ClusterTestCase):
         self.assertIsNone(read.outcome)
         self.assertEqual(cluster.machines[leader].operations, [b"newer"])
 
+    def _read_recent(
+        self, cluster: Cluster[Any], name: str, staleness_s: float
+    ) -> Answer[None]:
+        answer: Answer[None] = Answer()
+        self.answers.append(answer)
+        cluster.nodes[name].read_recent(staleness_s, answer)
+        return answer
+
+    def test_recent_read_asks_only_when_it_must(self) -> None:
+        cluster, leader, (one, _) = self.led(3, Journal)
+        for name in (leader, one):
+            first = self._read_recent(cluster, name, 0.5)
+            self.assertFalse(first.given, "it knows of nothing recent yet")
+            cluster.advance(0.01)
+            self.assertIsNone(first.outcome)
+            cluster.advance(0.4)
+            self.assertTrue(self._read_recent(cluster, name, 0.5).given)
+            cluster.advance(0.1)
+            self.assertFalse(self._read_recent(cluster, name, 0.5).given)
+            cluster.advance(0.01)
+
+    def test_recent_read_is_as_old_as_the_question_not_as_the_answer(self) -> None:
+        """What was acknowledged after the leader was asked may be missing."""
+        alone = Alone(3)
+        alone.heartbeat(2)
+        read = alone.read()
+        alone.turn()
+        asked_at = alone.clock.seconds()
+        for _ in range(10):
+            alone.advance(0.1)
+            alone.heartbeat(2)
+        alone.transport.peers[2].asked[0].callback(0)
+        self.assertIsNone(read.outcome)
+        recent: list[Answer[None]] = [Answer(), Answer()]
+        alone.node.read_recent(alone.clock.seconds() - asked_at + 0.001, recent[0])
+        alone.node.read_recent(alone.clock.seconds() - asked_at - 0.001, recent[1])
+        self.assertTrue(recent[0].given)
+        self.assertFalse(recent[1].given)
+
+    def test_recent_read_at_a_deposed_leader_is_never_older_than_asked(self) -> None:
+        for seed in range(5):
+            cluster, leader, others = self.led(3, Journal, seed=seed)
+            self.written(cluster, leader, b"old")
+            self._read_recent(cluster, leader, 1.0)
+            cluster.advance(0.05)
+            cluster.partition([leader], others)
+            acknowledged: list[float] = []
+            end = cluster.clock.seconds() + 3.0
+            cluster.await_leader(others)
+            while cluster.clock.seconds() < end:
+                self.written(cluster, others[0], b"%d" % len(acknowledged))
+                acknowledged.append(cluster.clock.seconds())
+                now = cluster.clock.seconds()
+                if self._read_recent(cluster, leader, 1.0).given:
+                    # None of these has got there.
+                    self.assertGreaterEqual(acknowledged[0], now - 1.0)
+            late = self._read_recent(cluster, leader, 1.0)
+            self.assertFalse(late.given)
+            cluster.heal()
+            cluster.advance_until(lambda: late.given)  # noqa: B023
+            seen = len(cluster.machines[leader].operations)
+            self.assertGreaterEqual(seen, len(acknowledged))
+
     def test_reads_of_a_lost_leader_are_asked_of_the_next(self) -> None:
         """A host that is gone says nothing, and nobody waits until that times out."""
         cluster, leader, (one, other) = self.led(3, Journal)

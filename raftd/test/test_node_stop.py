@@ -45,6 +45,7 @@ class StopTests(ClusterTestCase):
         sent = self.propose(cluster, leader, b"sent")
         forwarded = self.propose(cluster, follower, b"forwarded")
         reads = [self.read(cluster, leader), self.read(cluster, follower)]
+        cluster.advance(0.002)
         cluster.start_joiner("n4")
         changes: list[Deferred[Any]] = [
             cluster[name].change_membership([AddLearner(cluster.members["n4"])])
