@@ -29,6 +29,7 @@ from raftd.core.messages import (
     InstallSnapshot,
     InstallSnapshotResponse,
     Member,
+    PreVote,
     RequestVote,
     RequestVoteResponse,
     TimeoutNow,
@@ -340,8 +341,12 @@ class TimeoutTests(SynchronousTestCase):
     def test_heartbeat(self) -> None:
         self.times_out(self.peer.send(Heartbeat(1, 1, 1)), 1.0, "raft")
 
-    def test_votes(self) -> None:
-        self.times_out(self.peer.send(RequestVote(1, 1, 1)), 1.0, "raft")
+    def test_pre_vote(self) -> None:
+        self.times_out(self.peer.send(PreVote(1, 1, 1)), 1.0, "raft")
+
+    def test_request_vote_may_wait_for_the_disk(self) -> None:
+        call = self.peer.send(RequestVote(1, 1, 1))
+        self.times_out(call, peers.APPEND_TIMEOUT_S, "raft")
 
     def test_append_entries_may_wait_for_the_disk(self) -> None:
         call = self.peer.send(AppendEntries(1, 1, 1, 1, ()))

@@ -361,7 +361,7 @@ class JoinFailureTests(ServerTestCase):
         # It was asked: from here on the id is kept, and so are the servers that answered.
         self.assertIs(server.stage, Stage.JOINING)
         await server.join([name_of(one)])
-        self.assertEqual(server._identity.join_servers, (name_of(one),))
+        self.assertEqual(server._replica._identity.join_servers, (name_of(one),))
 
     async def test_by_an_ipv6_address(self) -> None:
         one = self.server()
