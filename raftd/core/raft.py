@@ -554,7 +554,8 @@ class Raft:
         """
         self.log.compact(snapshot_index - self.settings.snapshot_tail_entries)
         self._configurations.compact(self.log.base_index)
-        return self.log.base_index
+        # Storage does not know yet of a log that is about to begin anew.
+        return self.log.base_index if self.log.base_to_write() is None else 0
 
     def configuration_at(self, index: int) -> Configuration:
         """The configuration in force when `index` was the last entry."""

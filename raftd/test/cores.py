@@ -414,6 +414,7 @@ class Node:
     def begin_snapshot(self) -> bool:
         """Begin to take a snapshot of this moment's state; false if there is nothing new."""
         self.collect()
+        self.dirty = True  # the turn is not over
         index, latest = len(self.applied), self.disk.latest
         if self.taking is not None or self.restoring is not None or not index:
             return False

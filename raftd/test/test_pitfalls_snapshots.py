@@ -333,6 +333,26 @@ class Snapshots(SynchronousTestCase):
         node.start()
         self.assertEqual((node.applied, node.raft.log.first_index), (log, 10))
 
+    def test_42_one_that_was_taken_is_done_when_another_has_just_come(self) -> None:
+        # Storage must hear that the log begins anew before it is told to compact it.
+        log = log_of([1] * 9)
+        node = follower((1, 1, 1), term=1)
+        node.answer(1, AppendEntries(1, 3, 1, 3, ()))
+        node.apply()
+        self.assertTrue(node.begin_snapshot())
+        (piece,) = pieces_of(snapshot_of(log, THREE, 7), 1, 1)
+        node.receive(1, piece)
+        node.collect()
+        node.keep_piece()
+        node.install()
+        self.assertEqual(node.raft.compact(3), 0)
+        node.finish_snapshot()
+        self.assertEqual((node.disk.base_index, node.disk.last_index), (0, 3))
+        node.flush()
+        node.apply()
+        self.assertEqual((node.disk.base_index, node.disk.last_index), (7, 7))
+        self.assertEqual(node.raft.compact(7), 7)
+
     def test_43_a_receiver_that_dies_half_way_has_nothing_of_it(self) -> None:
         snapshot = snapshot_of(log_of([1] * 9), THREE)
         first, second, third = pieces_of(snapshot, 1)
