@@ -90,24 +90,32 @@ class Survivor:
         """`RaftdError` if it is in use, damaged, or no member's."""
         self._directory = DataDirectory(path)
         self._directory.open()
+        self._calls = _Calls()
+        self._wal: Wal | None = None
+        try:
+            self._open(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str) -> None:
         identity = self._directory.identity
         if identity is None or identity.stage is not Stage.MEMBER:
-            self._directory.close()
             raise BadAnswer(f"{path} is not the directory of a member of a cluster.")
         self.identity = identity
-        self._calls = _Calls()
         snapshots = SnapshotStore(
             self._directory.snapshots_path,
             self._calls,  # type: ignore[arg-type]
         )
-        self._wal = Wal.open(
+        wal = self._wal = Wal.open(
             self._directory.log_path,
             identity.member_id,
             reactor=self._calls,  # type: ignore[arg-type]
         )
-        snapshots.recover(_Blind(), self._wal.base_index)
+        snapshots.recover(_Blind(), wal.base_index)
         snapshot = snapshots.latest or SnapshotMetadata(0, 0, Configuration(), 0)
-        self._log = Log(self._wal.entries, self._wal.base_index, self._wal.base_term)
+        self._term = wal.hard_state.term
+        self._log = Log(wal.entries, wal.base_index, wal.base_term)
         self._log.fit(snapshot)
         history = ConfigurationHistory(snapshot.configuration, snapshot.last_included_index)
         behind = self._log.entries(snapshot.last_included_index + 1, self._log.last_index)
@@ -152,7 +160,7 @@ class Survivor:
         configuration = Configuration(
             voters=(me,), removed=tuple(sorted(known - {identity.member_id}))
         )
-        term = max(self._wal.hard_state.term, self._log.last_term) + 1
+        term = max(self._term, self._log.last_term) + 1
         entry = Entry(
             self._log.last_index + 1,
             term,
@@ -164,6 +172,7 @@ class Survivor:
         return cluster_id
 
     def _write(self, hard_state: HardState, entry: Entry) -> None:
+        assert self._wal is not None
         persisted: list[int] = []
         failures: list[Fatal] = []
         self._wal.start(persisted.append, failures.append)
@@ -174,8 +183,9 @@ class Survivor:
 
     def close(self) -> None:
         closed: list[object] = []
-        self._wal.close().addBoth(closed.append)
-        self._calls.run_until(lambda: closed)
+        if self._wal is not None:
+            self._wal.close().addBoth(closed.append)
+            self._calls.run_until(lambda: closed)
         self._directory.close()
 
 
