@@ -47,6 +47,7 @@ from raftd.core.messages import (
 from raftd.core.progress import MAX_APPENDS_IN_FLIGHT, Progress, ProgressState
 from raftd.core.quorum import has_quorum, quorum_value
 from raftd.core.raft import Role
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.core.reads import MAX_ROUNDS_REMEMBERED, ReadQueue
 from raftd.errors import (
     ChangeInProgress,
@@ -237,6 +238,42 @@ class Logs(SynchronousTestCase):
         log.persisted(3)
         self.assertEqual(log.persisted_index, 4)
 
+    def test_compaction(self) -> None:
+        log = Log([Entry(i, 1 + i // 3, 1, 10 * i, b"") for i in range(1, 6)])
+        log.compact(2)
+        self.assertEqual((log.first_index, log.base_term, log.last_index), (3, 1, 5))
+        log.compact(1)
+        self.assertEqual(log.first_index, 3)
+        log.append([Entry(6, 3, 1, 60, b"")])
+        with self.assertRaises(InvariantViolated):
+            log.compact(6)
+        self.assertEqual([e.index for e in log.begin_write(1)], [6])
+        with self.assertRaises(InvariantViolated):
+            log.compact(6)
+        log.persisted(1)
+        log.compact(6)
+        self.assertEqual((log.first_index, log.last_index, log.last_term), (7, 6, 3))
+        self.assertEqual((log.last_time_ms, log.is_written), (60, True))
+        self.assertEqual(log.batch(7, 9, 99), ())
+
+    def test_beginning_anew(self) -> None:
+        log = Log(log_of([1]))
+        log.append(log_of([1, 1, 1])[1:])
+        log.begin_write(1)
+        log.reset(SnapshotMetadata(7, 4, THREE, 70))
+        self.assertEqual((log.base_index, log.last_index, log.last_term), (7, 7, 4))
+        self.assertEqual((log.last_time_ms, log.persisted_index), (70, 7))
+        self.assertFalse(log.is_written)
+        log.append([Entry(8, 4, 1, 80, b"")])
+        # What was being written acknowledges nothing of this.
+        log.persisted(1)
+        self.assertEqual(log.persisted_index, 7)
+        self.assertEqual(log.base_to_write(), (7, 4))
+        self.assertEqual([e.index for e in log.begin_write(2)], [8])
+        self.assertEqual((log.base_to_write(), log.is_written), (None, True))
+        log.persisted(2)
+        self.assertEqual(log.persisted_index, 8)
+
     def test_a_truncation_takes_back_what_was_durable_or_on_its_way(self) -> None:
         log = Log(log_of([1]))
         log.append(log_of([1, 1, 1])[1:])
@@ -330,6 +367,22 @@ class ProgressOfAMember(SynchronousTestCase):
         self.assertEqual((progress.commit_sent, progress.may_send()), (0, False))
         progress.lost = False
         self.assertTrue(progress.may_send())
+
+    def test_a_member_that_awaits_a_snapshot_is_sent_nothing(self) -> None:
+        progress = Progress(5, 0.0)
+        progress.matched(2)
+        progress.sent(9, 100)
+        progress.await_snapshot()
+        self.assertEqual((progress.state, progress.may_send()), (ProgressState.SNAPSHOT, False))
+        self.assertEqual((progress.bytes_in_flight, len(progress.in_flight)), (0, 0))
+        progress.matched(7)
+        self.assertEqual(
+            (progress.state, progress.match_index, progress.may_send()),
+            (ProgressState.REPLICATE, 7, True),
+        )
+        progress.await_snapshot()
+        progress.probe(8, lost=True)
+        self.assertEqual((progress.state, progress.may_send()), (ProgressState.PROBE, False))
 
     def test_a_late_match_takes_nothing_back(self) -> None:
         progress = Progress(1, 0.0)
@@ -552,6 +605,32 @@ class Configurations(SynchronousTestCase):
         self.assertEqual((history.latest, history.latest_index), (two, 7))
         history.truncate(1)
         self.assertEqual((history.latest, history.latest_index), (one, 4))
+
+    def test_history_of_a_compacted_log(self) -> None:
+        one, two, three = (configuration([i]) for i in (1, 2, 3))
+        for compacted, first_known in ((5, 4), (7, 7), (8, 7), (9, 9), (12, 9)):
+            history = ConfigurationHistory(one, 4)
+            history.append([(7, two), (9, three)])
+            history.compact(compacted)
+            for index in range(max(compacted, first_known), 14):
+                expected = one if index < 7 else two if index < 9 else three
+                self.assertIs(history.at(index), expected, (compacted, index))
+            self.assertEqual((history.latest, history.latest_index), (three, 9))
+
+    def test_who_may_be_needed_as_a_leader(self) -> None:
+        history = ConfigurationHistory(configuration([1]), 0)
+        history.append([(3, configuration([2])), (5, configuration([3], learners=[1]))])
+        for member_id, commit_index, needed in (
+            (1, 0, False),
+            (2, 0, True),
+            (2, 4, True),
+            (2, 5, False),
+            (3, 0, True),
+            (3, 5, True),
+        ):
+            found = history.gives_vote(member_id, commit_index)
+            self.assertIs(found, needed, (member_id, commit_index))
+        self.assertFalse(ConfigurationHistory(Configuration(), 0).gives_vote(1, 0))
 
     def test_configurations_in_entries(self) -> None:
         change = Entry(2, 1, EntryKind.CONFIGURATION, 0, encode_configuration(THREE))

@@ -94,7 +94,11 @@ class Leases(SynchronousTestCase):
         self.assertFalse(SETTINGS.lease_reads)
         leader = leader_of(3)
         leader.acknowledge(2, 1)
-        renew(leader)
+        leader.take()
+        leader.read(7)
+        leader.respond(2, HeartbeatResponse(1, round_in(leader.take())))
+        leader.collect()
+        self.assertEqual(leader.reads, [(7, 1)])
         self.assertFalse(reads_at_once(leader))
 
     def test_28_a_lease_lasts_from_the_beginning_of_its_round(self) -> None:
@@ -349,6 +353,11 @@ class Leases(SynchronousTestCase):
             leader.time.now = leader.raft.next_deadline
             for member_id in (2, 5) if leader.time.now < since + 1.0 else (2, 3, 5):
                 leader.respond(member_id, HeartbeatResponse(1, 0))
+            if not leader.raft.is_handing_over:
+                # Later writes, too, wait behind the one that hangs.
+                _, last = leader.propose(b"y")
+                leader.collect()
+                leader.acknowledge(3, last)
             leader.tick()
             for out in leader.take():
                 if isinstance(out.message, TimeoutNow):

@@ -99,8 +99,11 @@ def drop(cluster: Cluster) -> None:
 class Membership(SynchronousTestCase):
     def test_32_no_change_before_the_first_commit_of_the_term(self) -> None:
         leader = leader_of(3)
-        with self.assertRaises(ChangeInProgress):
-            leader.add_learner(4)
+        for member_id in (2, 3):
+            leader.respond(member_id, HeartbeatResponse(1, 0))
+        for force in (False, True):
+            with self.assertRaises(ChangeInProgress):
+                leader.change(AddLearner(member(4)), force=force)
         self.assertEqual(leader.raft.log.last_index, 1)
         leader.acknowledge(2, 1)
         self.assertEqual(leader.add_learner(4), 2)
@@ -294,6 +297,34 @@ class Membership(SynchronousTestCase):
             cluster.run(5 * ELECTION_S)
             self.assertEqual(cluster.leader().id, leader.id)
             self.assertEqual(cluster[1].raft.next_deadline, float("inf"))
+
+    def test_36_a_leader_on_its_way_out_does_not_count_itself(self) -> None:
+        for change in (Remove(1), Demote(1)):
+            leader = leader_of(3)
+            for member_id in (2, 3):
+                leader.acknowledge(member_id, 1)
+            index = leader.change(change)
+            leader.flush()
+            leader.acknowledge(2, index)
+            leader.take()
+            self.assertEqual((leader.raft.commit_index, leader.raft.role), (1, Role.LEADER))
+            leader.acknowledge(3, index)
+            told = [o for o in leader.take() if isinstance(o.message, TimeoutNow)]
+            # Committed without it; it goes at once, and asks one to follow.
+            self.assertEqual((leader.raft.commit_index, len(told)), (index, 1))
+            self.assertEqual((leader.raft.role, leader.raft.leader_id), (Role.FOLLOWER, NOBODY))
+            self.assertEqual(leader.raft.next_deadline, float("inf"))
+
+    def test_36_what_waited_for_one_that_goes_is_committed_without_it(self) -> None:
+        leader = leader_of(2)
+        leader.acknowledge(2, 1)
+        leader.propose(b"x")
+        leader.flush()
+        self.assertEqual(leader.raft.commit_index, 1)
+        leader.change(Remove(2), force=True)
+        self.assertEqual(leader.raft.commit_index, 2)
+        leader.flush()
+        self.assertEqual(leader.raft.commit_index, 3)
 
     def test_36_one_of_two_may_go(self) -> None:
         cluster = grown(2)

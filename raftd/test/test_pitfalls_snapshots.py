@@ -448,8 +448,14 @@ class Snapshots(SynchronousTestCase):
         for committed in (0, 2, 4, 6):
             node = follower((1,) * 6, term=1)
             node.answer(1, AppendEntries(1, 6, 1, committed, ()))
+            first = pieces_of(snapshot_of(log, THREE, 4), 1)[0]
+            # Of what is known to be committed not even a second piece is sent.
+            answer = node.answer(1, first)
+            assert isinstance(answer, InstallSnapshotResponse)
+            self.assertIs(answer.installed, committed >= 4)
             answer = send(node, snapshot_of(log, THREE, 4), 1)
             self.assertEqual(answer, InstallSnapshotResponse(1, 0, True))
+            self.assertEqual(len(node.disk.snapshots), int(committed < 4))
             # The log leads up to it: it stays, and so does the state.
             self.assertEqual(node.raft.commit_index, max(committed, 4))
             self.assertEqual((node.raft.log.first_index, node.raft.log.last_index), (1, 6))
