@@ -47,8 +47,8 @@ from raftd.core.messages import (
 from raftd.core.progress import MAX_APPENDS_IN_FLIGHT, Progress, ProgressState
 from raftd.core.quorum import has_quorum, quorum_value
 from raftd.core.raft import Role
-from raftd.core.snapshot import SnapshotMetadata
 from raftd.core.reads import MAX_ROUNDS_REMEMBERED, ReadQueue
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
     ChangeInProgress,
     ChangeRefused,
