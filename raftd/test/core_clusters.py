@@ -74,11 +74,9 @@ class LogView:
 class Safety:
     """What must hold across all nodes, at every moment (Raft paper, figure 3)."""
 
-    def __init__(
-        self, nodes: dict[MemberId, Node], committed: Iterable[Entry] = ()
-    ) -> None:
+    def __init__(self, nodes: dict[MemberId, Node], committed: Iterable[Entry] = ()) -> None:
         self._nodes = nodes
-        self._leaders: dict[int, MemberId] = {}
+        self.leaders_of_terms: dict[int, MemberId] = {}
         #: The log of each term's leader as it was elected.
         self._elected_with: dict[int, LogView] = {}
         #: (index, term) -> (the entry, the term before it).
@@ -97,9 +95,9 @@ class Safety:
         log = LogView(node)
         self._check_log_matching(node.id, log)
         if raft.role is Role.LEADER:
-            if raft.term not in self._leaders:
+            if raft.term not in self.leaders_of_terms:
                 self._check_leader_completeness(raft.term, log)
-            leader = self._leaders.setdefault(raft.term, node.id)
+            leader = self.leaders_of_terms.setdefault(raft.term, node.id)
             check(leader == node.id, f"Election Safety: two leaders in term {raft.term}")
         self._check_commit(node, log)
         key = node.id, node.incarnation, node.restores
