@@ -435,7 +435,9 @@ class Leases(SynchronousTestCase):
             leader.propose(b"y")
         self.assertEqual(leader.raft.log.last_index, 2)
         since = leader.time.now
-        while leader.raft.is_handing_over:
+        for _ in range(20):
+            if not leader.raft.is_handing_over:
+                break
             leader.time.now = leader.raft.next_deadline
             leader.respond(3, HeartbeatResponse(1, 0))
             leader.tick()
