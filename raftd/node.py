@@ -74,7 +74,8 @@ from raftd.moving import MovingPeer
 from raftd.routing import RETRY_DELAY_S, Router
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 
-#: How long a member that was removed goes on, for the answers that it owes.
+#: How long a member that was removed goes on, and the others stay connected to
+#: it, for the answers that it owes.
 FAREWELL_S = 0.5
 
 
@@ -142,6 +143,8 @@ class Node:
             commit_index=storage.commit_index,
         )
         self._peers: dict[MemberId, IPeer] = {}
+        #: Former members that may owe answers, and when they are let go.
+        self._departing: dict[MemberId, tuple[IPeer, IDelayedCall]] = {}
         self._configuration = Configuration()
         self._running = False
 
@@ -207,12 +210,13 @@ class Node:
             except RaftdError as e:
                 self._log.info("Leadership is not handed over: {reason}", reason=str(e))
         self._halt()
-        peers, self._peers = self._peers, {}
+        peers = [*self._peers.values(), *(peer for peer, _ in self._departing.values())]
+        self._peers, self._departing = {}, {}
         await gatherResults(
             [
                 self._snapshotter.stop(),
                 self._storage.close(),
-                *(peer.close() for peer in peers.values()),
+                *(peer.close() for peer in peers),
             ],
             consumeErrors=True,
         )
@@ -226,7 +230,8 @@ class Node:
 
     def _halt(self) -> None:
         self._running = False
-        for call in (self._turn_call, self._timer, self._farewell):
+        farewells = [timer for _, timer in self._departing.values()]
+        for call in (self._turn_call, self._timer, self._farewell, *farewells):
             if call is not None and call.active():
                 call.cancel()
         self._router.stop()
@@ -369,14 +374,27 @@ class Node:
         others = self._configuration.members()
         others.pop(self.member.id, None)
         for member_id in self._peers.keys() - others.keys():
-            self._peers.pop(member_id).close()
+            timer = self._clock.callLater(FAREWELL_S, self._let_go, member_id)
+            self._departing[member_id] = self._peers.pop(member_id), timer
         for member in sorted(others.values()):
+            if member.id in self._departing:  # its removal was taken back
+                self._peers[member.id], timer = self._departing.pop(member.id)
+                timer.cancel()
             former = self._peers.get(member.id)
             if former is None:
                 self._peers[member.id] = self._transport.peer(member)
             elif former.member != member:
                 peer = self._transport.peer(member)
                 self._peers[member.id] = MovingPeer(former, peer)
+
+    def _let_go(self, member_id: MemberId) -> None:
+        """Disconnect from a former member, unless it still leads."""
+        peer, _ = self._departing.pop(member_id)
+        if member_id == self._raft.leader_id:
+            timer = self._clock.callLater(FAREWELL_S, self._let_go, member_id)
+            self._departing[member_id] = peer, timer
+        else:
+            peer.close()
 
     def _look_at_leader(self) -> None:
         raft, seen = self._raft, self._seen
@@ -428,6 +446,8 @@ class Node:
     def _leader_peer(self, now: float) -> IPeer | None:
         """The leader, if it is another member and can be asked now."""
         peer = self._peers.get(self._raft.leader_id)
+        if self._raft.leader_id in self._departing:
+            peer, _ = self._departing[self._raft.leader_id]
         if peer is None or now < self._router.retry_at:
             return None
         if not peer.connected:

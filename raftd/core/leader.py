@@ -91,6 +91,8 @@ class Leadership:
         #: A successor was told to campaign, at a time of its own choosing, and
         #: no follower will make it wait.
         self._lease_broken = False
+        #: It has no vote any more, and steps down when all its entries are committed.
+        self.is_retiring = False
         self.reads = ReadQueue()
         #: (first index, last index of the log) of the batch that was sent last.
         self._batch_key = (0, 0)
@@ -127,7 +129,7 @@ class Leadership:
         force: bool,
     ) -> None:
         """Whether a membership change may be made now; see `Raft.change_membership`."""
-        if self._successor != NOBODY:
+        if not self.may_propose:
             raise NotLeader("The leader is handing over to another one.")
         if commit_index < self.term_start_index:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
@@ -174,6 +176,11 @@ class Leadership:
         )
         return first
 
+    @property
+    def may_propose(self) -> bool:
+        """Whether it goes on leading, as far as it depends on itself."""
+        return self._successor == NOBODY and not self.is_retiring
+
     def propose(self, batch: Sequence[bytes], now: float) -> int:
         """
         Append commands.
@@ -181,7 +188,7 @@ class Leadership:
         `Overloaded` when too much is waiting to be committed; `NotLeader`
         while leadership is handed over.
         """
-        if self._successor != NOBODY:
+        if not self.may_propose:
             raise NotLeader("The leader is handing over to another one.")
         if self._uncommitted_bytes > MAX_UNCOMMITTED_BYTES:
             raise Overloaded(

@@ -168,6 +168,8 @@ class Raft:
         self._lost_reads: list[int] = []
         self._pieces: list[Piece] = []
         self._restore: SnapshotMetadata | None = None
+        #: The last write with which the log begins anew.
+        self._reset_write = 0
 
         #: With leases, a node that has forgotten whom it follows must not vote
         #: before the lease that it may have given is over.
@@ -531,6 +533,7 @@ class Raft:
                 self._commit(index)
             else:
                 self.log.reset(metadata)
+                self._reset_write = self._outbox.last_write + 1
                 self._configurations = ConfigurationHistory(metadata.configuration, index)
                 self.commit_index = self._committed_out = index
                 self._restore = metadata
@@ -542,8 +545,11 @@ class Raft:
             self.piece_kept(piece, 0)
 
     def _answer_installed(self, to: MemberId, index: int, request_id: int) -> None:
+        # A log that begins anew must do so durably first: until then, this node
+        # stands on the snapshot's file alone.
+        needs_write = max(self._write_holding(index), self._reset_write)
         response = InstallSnapshotResponse(self.term, 0, True)
-        self._answer(to, response, request_id, self._write_holding(index))
+        self._answer(to, response, request_id, needs_write)
 
     def compact(self, snapshot_index: int) -> int:
         """
@@ -625,10 +631,13 @@ class Raft:
         if self.configuration.is_joint:
             self._append_configuration(leadership, self.configuration.left(), now)
         elif not self.configuration.is_voter(self.member_id):
-            successor = leadership.best_successor()
-            if successor != NOBODY:
-                self._send(successor, TimeoutNow(self.term))
-            self._become_follower(self.term, NOBODY, now)
+            # First what it has taken on: nobody tells it later what became of that.
+            leadership.is_retiring = True
+            if self.commit_index == self.log.last_index:
+                successor = leadership.best_successor()
+                if successor != NOBODY:
+                    self._send(successor, TimeoutNow(self.term))
+                self._become_follower(self.term, NOBODY, now)
 
     # -- the caller's requests -----------------------------------------------
 
@@ -705,7 +714,7 @@ class Raft:
     @property
     def is_handing_over(self) -> bool:
         """Whether this node leads and proposes nothing any more, for another to lead."""
-        return self.leadership is not None and self.leadership.successor != NOBODY
+        return self.leadership is not None and not self.leadership.may_propose
 
     def _leader(self) -> Leadership:
         if self.leadership is None:

@@ -35,6 +35,7 @@ from raftd.joining import become_member
 from raftd.node import FAREWELL_S, Node
 from raftd.storage.memory import MemoryLog
 from raftd.test.drivers import ClusterTestCase, Journal
+from raftd.test.test_node_leadership import Load
 from raftd.testing import Cluster
 
 HEARTBEAT_S = 0.1
@@ -358,6 +359,24 @@ class RemovalTests(ClusterTestCase):
                 term = cluster.nodes[others[0]].status().term
                 cluster.advance(5.0)
                 self.assertEqual(cluster.nodes[others[0]].status().term, term)
+
+    def test_36_removed_leader_leaves_no_write_unknown(self) -> None:
+        """What it has taken on is committed and answered before it steps down."""
+        for seed in range(10):
+            for make in (Remove, Demote):
+                cluster, leader, others = self.led(3, Journal, seed=seed)
+                load = Load(cluster, others, writers=20)
+                cluster.advance(0.1)
+                change = cluster[others[0]].change_membership(
+                    [make(cluster.members[leader].id)]
+                )
+                cluster.advance(1.0)
+                self.successResultOf(change)
+                load.stop()
+                cluster.advance(REQUEST_S + 0.1)
+                self.assertEqual(load.failed, [], f"seed {seed}, {make}")
+                self.assertLess(load.longest_gap_s, 2 * HEARTBEAT_S)
+                self.assertIn(cluster.await_leader(others), others)
 
     def test_36_one_of_two_is_removed(self) -> None:
         cluster, leader, (follower,) = self.led(2, Journal)
