@@ -727,9 +727,11 @@ class Reads(SynchronousTestCase):
 
 class Disks(SynchronousTestCase):
     def test_51_entries_that_were_acknowledged_and_are_gone_stop_the_node(self) -> None:
-        node = Node(2, configuration([1, 2, 3]), disk=Disk(log_of([1]), HardState(1)))
-        with self.assertRaises(InvariantViolated):
+        node = follower((1,), term=1)
+        with self.assertRaises(InvariantViolated) as caught:
             node.answer(1, Heartbeat(1, 5, 0))
+        self.assertIn("was lost", str(caught.exception))
+        self.assertEqual(node.raft.commit_index, 0)
 
     def test_51_a_term_that_was_lost_stops_the_node(self) -> None:
         disk = Disk(log_of([1, 3]), HardState(1))

@@ -430,6 +430,8 @@ class Leases(SynchronousTestCase):
         leader.propose(b"x")
         leader.flush()
         leader.acknowledge(3, 2)
+        leader.tick()
+        leader.time.now += 0.4 * HEARTBEAT_S
         leader.transfer(2)
         with self.assertRaises(NotLeader):
             leader.propose(b"y")

@@ -318,6 +318,29 @@ class Membership(SynchronousTestCase):
             self.assertEqual((leader.raft.role, leader.raft.leader_id), (Role.FOLLOWER, NOBODY))
             self.assertEqual(leader.raft.next_deadline, float("inf"))
 
+    def test_36_a_leader_on_its_way_out_first_commits_what_it_has_taken_on(self) -> None:
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        index = leader.change(Remove(1))
+        _, last = leader.propose(b"x")
+        leader.flush()
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, index)
+        sent = leader.take()
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (index, Role.LEADER))
+        self.assertFalse(any(isinstance(o.message, TimeoutNow) for o in sent))
+        # Nothing more, or it would never end.
+        self.assertTrue(leader.raft.is_handing_over)
+        with self.assertRaises(NotLeader):
+            leader.propose(b"y")
+        with self.assertRaises(NotLeader):
+            leader.change(Rename(2, "other:1"))
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, last)
+        leader.collect()
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (last, Role.FOLLOWER))
+
     def test_36_what_waited_for_one_that_goes_is_committed_without_it(self) -> None:
         leader = leader_of(2)
         leader.acknowledge(2, 1)

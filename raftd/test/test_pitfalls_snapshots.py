@@ -495,12 +495,34 @@ class Snapshots(SynchronousTestCase):
         node.persisted(node.disk.flush_one())
         self.assertEqual(node.raft.log.persisted_index, 7)
         answers = {o.request_id: o.message for o in node.take()}
-        self.assertEqual(answers[1], AppendEntriesResponse(1, True, 2))
-        self.assertEqual(answers[2], InstallSnapshotResponse(1, 0, True))
-        self.assertNotIn(3, answers)
+        self.assertEqual(answers, {1: AppendEntriesResponse(1, True, 2)})
+        # The snapshot is acknowledged when the log has begun anew, durably.
         answers = {o.request_id: o.message for o in node.take_flushed()}
+        self.assertEqual(answers[2], InstallSnapshotResponse(1, 0, True))
         self.assertEqual(answers[3], AppendEntriesResponse(1, True, 9))
         self.assertEqual((node.disk.base_index, terms_of(node.disk.entries)), (7, [1, 1]))
+        node.apply()
+        self.assertEqual(node.applied, log)
+
+    def test_44_a_write_from_before_acknowledges_nothing_behind_a_snapshot(self) -> None:
+        # Entries up to 9 are being written when a snapshot up to 4 replaces them all.
+        node = follower((1,), term=1)
+        old, log = log_of([1] * 9), log_of([1] + [2] * 8)
+        node.receive(1, AppendEntries(1, 1, 1, 0, tuple(old[1:])), 1)
+        node.collect()
+        (piece,) = pieces_of(snapshot_of(log, THREE, 4), 2, 1)
+        node.receive(3, piece, 2)
+        node.collect()
+        node.keep_piece()
+        node.install()
+        node.receive(3, AppendEntries(2, 4, 2, 9, tuple(log[4:])), 3)
+        node.collect()
+        node.apply()
+        node.persisted(node.disk.flush_one())
+        self.assertEqual(node.raft.log.persisted_index, 4)
+        self.assertEqual((node.take(), list(node.to_apply)), ([], []))
+        answers = {o.request_id: o.message for o in node.take_flushed()}
+        self.assertEqual(answers[3], AppendEntriesResponse(2, True, 9))
         node.apply()
         self.assertEqual(node.applied, log)
 

@@ -174,6 +174,8 @@ class Section310(SynchronousTestCase):
         leader.propose(b"x")
         leader.flush()
         leader.acknowledge(3, 2)
+        leader.time.now += HEARTBEAT_S
+        leader.respond(5, HeartbeatResponse(1, 0))
         leader.take()
         leader.transfer()
         self.assertEqual(messages_to(leader.take(), 3), [TimeoutNow(1)])
