@@ -21,7 +21,12 @@ from typing import Any, TypeVar
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,7 +45,7 @@ from raftd.names import canonical_name, split_name
 from raftd.net.amp import PeerServerFactory
 from raftd.net.handshake import LocalIdentity
 from raftd.net.peers import CONNECT_TIMEOUT_S, PeerTransport
-from raftd.node import Node
+from raftd.node import FAREWELL_S, Node
 from raftd.session_client import Session
 from raftd.sessions import Sessions
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
@@ -126,6 +131,8 @@ class Replica(Handle):
         #: The step that was begun last, and whether it is too late for any.
         self._step: Deferred[Any] | None = None
         self._is_stopping = False
+        #: When the members that were removed last are turned away.
+        self._farewell: IDelayedCall | None = None
         self._peer_identity = LocalIdentity()
         self.peer_factory = PeerServerFactory(reactor, self._peer_identity)
 
@@ -381,7 +388,11 @@ class Replica(Handle):
         if not isinstance(event, MembershipChanged):
             return
         configuration = event.configuration
-        self._peer_identity.removed = frozenset(configuration.removed)
+        removed = frozenset(configuration.removed)
+        news = removed != self._peer_identity.removed
+        if news and self._farewell is None and not self._is_stopping:
+            # Not at once: it may be the leader, with answers to give.
+            self._farewell = self._reactor.callLater(FAREWELL_S, self._turn_away)
         me = configuration.members().get(self._identity.member_id)
         if me is not None and me.name != self._identity.name:
             self._record(name=me.name)
@@ -389,6 +400,10 @@ class Replica(Handle):
                 "This member is called {name} now: start it again under that name.",
                 name=me.name,
             )
+
+    def _turn_away(self) -> None:
+        self._farewell = None
+        self._peer_identity.removed = frozenset(self.node.committed_configuration.removed)
 
     async def open_session(self) -> Session:
         """A session, for operations that must be applied exactly once (thesis 6.3)."""
@@ -399,6 +414,9 @@ class Replica(Handle):
         self._is_stopping = True
         if self._step is not None:
             self._step.cancel()
+        if self._farewell is not None:
+            self._farewell.cancel()
+            self._farewell = None
         ports, self._ports = self._ports, []
         await close(ports)
         if self._node is not None:

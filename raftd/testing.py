@@ -37,7 +37,7 @@ from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, NodeStatus
 from raftd.joining import become_member
 from raftd.memory_network import MemoryTransport, Network
-from raftd.node import Node
+from raftd.node import FAREWELL_S, Node
 from raftd.replica import ReplicaOptions
 from raftd.session_client import Session
 from raftd.sessions import Sessions
@@ -173,7 +173,9 @@ class Cluster(Generic[Machine]):
         """As a `Replica` does: turn removed members away, and note an own new name."""
         if isinstance(event, MembershipChanged):
             configuration, me = event.configuration, self.members[name]
-            self.network.turn_away(me.id, configuration.removed)
+            removed = configuration.removed
+            if removed:
+                self.clock.callLater(FAREWELL_S, self.network.turn_away, me.id, removed)
             self.members[name] = configuration.members().get(me.id, me)
 
     def _stopped(self, name: str, reason: Fatal) -> None:
