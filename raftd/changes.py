@@ -84,10 +84,14 @@ class Changes:
             now = self._clock.seconds()
             index = self._raft.change_membership(changes, now, force=force)
             await self._committed(index, left_s)
-            while self._raft.configuration.is_joint:
-                await self._pause()
-                index = self._raft.configuration_index
-                await self._committed(index, deadline - self._clock.seconds())
+            try:
+                while self._raft.configuration.is_joint:
+                    await self._pause()
+                    index = self._raft.configuration_index
+                    await self._committed(index, deadline - self._clock.seconds())
+            except Superseded:
+                # What is committed already comes about, by whoever leads next.
+                raise _maybe_made() from None
             return self._raft.configuration
 
         def there(peer: IPeer, left_ms: int) -> Deferred[Configuration]:

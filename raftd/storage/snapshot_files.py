@@ -26,7 +26,7 @@ FLUSH_BYTES = 4 << 20
 READ_BYTES = 256 << 10
 
 _NAME = re.compile(r"([0-9]{20})-([0-9]{20})\.snapshot")
-_UNFINISHED = re.compile(r"[0-9]{20}-[0-9]{20}\.(tmp|part)")
+_UNFINISHED = re.compile(r"[0-9]{20}-[0-9]{20}\.(again\.)*(tmp|part)")
 
 #: (last included index, last included term): which snapshot it is.
 Key = tuple[int, int]
@@ -145,6 +145,7 @@ class Draft:
     """
 
     def __init__(self, directory: SnapshotDirectory, key: Key, suffix: str) -> None:
+        """Its name, made of `key` and `suffix`, is no other draft's."""
         self._directory = directory
         self._files = directory.files
         self.key = key
@@ -187,13 +188,20 @@ class Draft:
             # The same snapshot may have come from elsewhere meanwhile.
             if self._files.exists(final):
                 self.discard()
-                return self.size
+                return self._length(final)
             self._files.rename(self.path, final)
             self._directory.flush()
         except BaseException as e:
             raise self._failed(e) from e
         self._close(Stopped("The snapshot is complete."))
         return self.size
+
+    def _length(self, path: str) -> int:
+        fd = self._files.open(path)
+        try:
+            return self._files.size(fd)
+        finally:
+            self._files.close(fd)
 
     def discard(self) -> None:
         """Give it up and leave nothing behind; nothing happens if it is over."""

@@ -90,6 +90,8 @@ class SnapshotStore:
         self.thread = SnapshotThread(reactor, start_worker)
         self._kept: list[_Kept] = []
         self._drafts: set[Draft] = set()
+        #: What was finished last stays, however old: it may be about to be read.
+        self._finished_last: Key | None = None
         self._readers: set[SnapshotReader] = set()
         self._writer: SnapshotWriter | None = None
         self._receiver: SnapshotReceiver | None = None
@@ -226,6 +228,9 @@ class SnapshotStore:
     # -- what writers, receivers and readers tell -----------------------------
 
     def _new_draft(self, key: Key, suffix: str) -> Draft:
+        # One of the same name may still be at work, being checked.
+        while any(draft.path == self._directory.file(key, suffix) for draft in self._drafts):
+            suffix = "again." + suffix
         draft = Draft(self._directory, key, suffix)
         self._drafts.add(draft)
         return draft
@@ -233,6 +238,7 @@ class SnapshotStore:
     def finished(self, draft: Draft, metadata: SnapshotMetadata, size: int) -> None:
         """A snapshot is whole and durable."""
         self.ended(draft)
+        self._finished_last = draft.key
         for kept in self._kept:
             if kept.key == draft.key:
                 kept.metadata, kept.size = metadata, size
@@ -261,7 +267,8 @@ class SnapshotStore:
             self._remove_surplus()
 
     def _take_surplus(self) -> list[_Kept]:
-        read = {reader.key for reader in self._readers}
+        read: set[Key | None] = {reader.key for reader in self._readers}
+        read.add(self._finished_last)
         surplus = [kept for kept in self._kept[:-KEPT_SNAPSHOTS] if kept.key not in read]
         self._kept = [kept for kept in self._kept if kept not in surplus]
         return surplus
