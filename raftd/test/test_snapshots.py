@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 from twisted.internet import reactor
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.task import Clock
 from twisted.python.modules import getModule
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from raftd.core.membership import Configuration
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
     DirectoryDamaged,
@@ -686,6 +687,57 @@ class MemoryTests(SynchronousTestCase):
         self.assertRaises(
             DirectoryDamaged, self.store.crash().recover, DictMachine(), log_base_index=3
         )
+
+
+class RivalTests(SynchronousTestCase):
+    """Snapshots of several leaders, which arrive while others are at work."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.store = MemorySnapshotStore(self.clock, delay_seconds=0.001)
+        self.store.recover(DictMachine())
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            self.clock.advance(0.001)
+
+    def arrive(self, index: int, blocks: int) -> Deferred[SnapshotMetadata]:
+        """All pieces of a snapshot; what its check comes to."""
+        receiver, data = self.store.receive(index, 1), _file(index, blocks)
+        for offset in range(0, len(data), 1 << 19):
+            kept = receiver.write(offset, data[offset : offset + (1 << 19)])
+            self.turns(5)
+            self.successResultOf(kept)
+        return receiver.finish()
+
+    def test_43_one_that_is_checked_and_comes_again_is_two_files(self) -> None:
+        done = self.arrive(100, 60)
+        self.turns(2)  # its check has begun
+        self.store.receive(200, 1).write(0, _file(200, 2)[:1000])
+        self.store.receive(100, 1).write(0, _file(100, 60)[:1000])
+        self.turns(200)
+        metadata = self.successResultOf(done)
+        reader = self.store.open(metadata)
+        read = reader.read(reader.size - 10, 100)
+        self.turns(5)
+        self.assertEqual(self.successResultOf(read), _file(100, 60)[-10:])
+
+    def test_42_the_one_that_has_just_arrived_can_be_read(self) -> None:
+        for index in (200, 300, 100):
+            done = self.arrive(index, 1)
+            self.turns(50)
+        self.assertEqual(self.store.open(self.successResultOf(done)).metadata, _metadata(100))
+
+
+def _metadata(index: int) -> SnapshotMetadata:
+    return SnapshotMetadata(index, 1, Configuration(), 0)
+
+
+def _file(index: int, blocks: int) -> bytes:
+    encoder = SnapshotEncoder()
+    head = encoder.head(_metadata(index))
+    body = b"".join(encoder.block(bytes([k % 251]) * 65_536) for k in range(blocks))
+    return head + body + encoder.end()
 
 
 class ThreadTests(TestCase):
