@@ -106,7 +106,8 @@ def make_fake_server(
 
     The environment says what the directory holds: `FAKE_STAGE` a stage, for
     the name localhost:4001; `FAKE_LOCKED` that it is in use.  `FAKE_FATAL`
-    lets it break while it serves, `FAKE_STOP_HANGS` lets it never stop.
+    lets it break while it serves, with that sentence, in which `{options}` stands
+    for what it was given; `FAKE_STOP_HANGS` lets it never stop.
     """
     # What every server may rely on (pitfall 52, and the disk's thread).
     assert is_monotonic(reactor)
@@ -117,7 +118,7 @@ def make_fake_server(
     if os.environ.get("FAKE_LOCKED"):
         server.failure = DirectoryInUse(f"{options.data_dir} is in use.")
     if os.environ.get("FAKE_FATAL"):
-        reason = Fatal("The disk is on fire.")
+        reason = Fatal(os.environ["FAKE_FATAL"].format(options=options))
         server.serving = lambda: reactor.callLater(0, on_fatal, reason)
     if os.environ.get("FAKE_STOP_HANGS"):
         server.stopped = Deferred()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import pexpect
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.replica import ReplicaOptions
 from raftd.test.processes import PATIENCE_S, PYTHON, environment
 
 NAME = "Enter host:port> "
@@ -129,7 +130,7 @@ class TerminalTests(SynchronousTestCase):
     def test_a_fatal_failure_is_said_and_exits_1(self) -> None:
         for words in COMMANDS:
             arguments = command(words, "--name=localhost:4001", "--init")
-            child = self.spawn(arguments, FAKE_FATAL="1")
+            child = self.spawn(arguments, FAKE_FATAL="The disk is on fire.")
             self.shows(child, "New raftd cluster created.\n")
             child.expect_exact("The disk is on fire.\r\n")
             self.assertEqual(self.ends(child), 1)
@@ -221,11 +222,32 @@ class PipeTests(SynchronousTestCase):
 
     def test_no_input_is_needed_if_everything_is_given(self) -> None:
         for source in ("< /dev/null", "<&-"):
-            child = self.start(f"RAFTD --name=localhost:4001 --init {source}", FAKE_FATAL="1")
+            child = self.start(
+                f"RAFTD --name=localhost:4001 --init {source}",
+                FAKE_FATAL="The disk is on fire.",
+            )
             status, output, errors = self.finishes(child)
             self.assertEqual(status, 1)
             self.assertEqual(output, "New raftd cluster created.\n")
             self.assertEqual(errors, "The disk is on fire.\n")
+
+    def test_what_is_given_reaches_the_server(self) -> None:
+        """And what is not given is as the library has it."""
+        joins = "RAFTD --name=localhost:4001 --join=localhost:4002 < /dev/null"
+        for given, options in (
+            ("", ReplicaOptions()),
+            (
+                "--heartbeat-interval-ms=20 --election-timeout-ms=200 "
+                "--request-timeout-ms=700 --snapshot-threshold-bytes=1234 --lease-reads",
+                ReplicaOptions(20, 200, 700, 1234, lease_reads=True),
+            ),
+        ):
+            script = f"{joins} {given}"
+            child = self.start(script, FAKE_FATAL="{options.replica} {options.learner}.")
+            status, _, errors = self.finishes(child)
+            self.assertEqual((status, errors), (1, f"{options} False.\n"))
+        child = self.start(f"{joins} --learner", FAKE_FATAL="{options.learner}.")
+        self.assertEqual(self.finishes(child)[2], "True.\n")
 
     def test_no_input_is_its_end_if_something_is_asked(self) -> None:
         for source in ("< /dev/null", "<&-"):
@@ -234,7 +256,9 @@ class PipeTests(SynchronousTestCase):
             self.assertEqual(errors, "End of input: raftd was not started.\n")
 
     def test_closed_outputs_break_nothing(self) -> None:
-        child = self.start("RAFTD --name=localhost:4001 --init >&- 2>&- <&-", FAKE_FATAL="1")
+        child = self.start(
+            "RAFTD --name=localhost:4001 --init >&- 2>&- <&-", FAKE_FATAL="The disk is on fire."
+        )
         self.assertEqual(self.finishes(child)[0], 1)
         with open(os.path.join(self.directory, "raftd.log")) as log:
             self.assertIn("Starting reactor...", log.readline())

@@ -17,6 +17,7 @@ from raftd.interfaces import Stage
 from raftd.logs import HeldLog
 from raftd.outlet import Outlet
 from raftd.tap import (
+    MAX_THRESHOLD_BYTES,
     MAX_TIMEOUT_MS,
     STOP_TIMEOUT_S,
     LogTarget,
@@ -48,7 +49,9 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(options["election-timeout-ms"], 600)
         self.assertEqual(options["request-timeout-ms"], 5000)
         self.assertIsNone(options["listen"])
-        self.assertFalse(options["insecure"])
+        self.assertEqual(options["snapshot-threshold-bytes"], 64 << 20)
+        for flag in ("insecure", "learner", "lease-reads"):
+            self.assertFalse(options[flag], flag)
 
     def test_answers(self) -> None:
         self.assertEqual(
@@ -80,6 +83,17 @@ class OptionsTests(SynchronousTestCase):
         for option in ("heartbeat-interval", "election-timeout", "request-timeout"):
             for value in ("0", "-1", "soon", "", "1.5", str(MAX_TIMEOUT_MS + 1)):
                 self.assertIn(f"--{option}-ms takes", self.refused(f"--{option}-ms={value}"))
+
+    def test_bytes_are_checked(self) -> None:
+        option = "--snapshot-threshold-bytes"
+        for value in ("0", "-1", "much", "", "1.5", "64MB", str(MAX_THRESHOLD_BYTES + 1)):
+            self.assertIn(f"{option} takes bytes", self.refused(f"{option}={value}"))
+        self.assertEqual(self.parse(f"{option}=1")["snapshot-threshold-bytes"], 1)
+
+    def test_flags(self) -> None:
+        options = self.parse("--learner", "--lease-reads", "--insecure")
+        for flag in ("insecure", "learner", "lease-reads"):
+            self.assertTrue(options[flag], flag)
 
     def test_more_arguments_are_refused(self) -> None:
         self.assertIn("'localhost:4001'", self.refused("localhost:4001"))
