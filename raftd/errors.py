@@ -85,6 +85,65 @@ class OutcomeUnknown(RaftdError):
     code = "outcome_unknown"
 
 
+# -- the store ---------------------------------------------------------------
+
+
+class Compacted(DidNotHappen):
+    """What was asked for was compacted: only revisions from `revision` on are there."""
+
+    code = "compacted"
+
+    def __init__(self, message: str, revision: int) -> None:
+        super().__init__(message)
+        self.revision = revision
+
+
+class FutureRevision(BadRequest):
+    """A revision that the store has not come to yet; it is at `revision`."""
+
+    code = "future_revision"
+
+    def __init__(self, message: str, revision: int) -> None:
+        super().__init__(message)
+        self.revision = revision
+
+
+class LeaseNotFound(DidNotHappen):
+    """There is no such lease, or not any more; nothing was changed."""
+
+    code = "lease_not_found"
+
+
+class LeaseExists(DidNotHappen):
+    """There is a lease with this id already; nothing was changed."""
+
+    code = "lease_exists"
+
+
+class TooManyLeases(Overloaded):
+    """The cluster has as many leases as it keeps; none was granted."""
+
+    code = "too_many_leases"
+
+
+class NoSpace(DidNotHappen):
+    """The store has reached its quota and takes nothing that makes it grow."""
+
+    code = "no_space"
+
+
+class IdempotencyKeyReused(DidNotHappen):
+    """The key came with another request before; nothing was changed now."""
+
+    code = "idempotency_key_reused"
+
+
+class IdempotencyTableFull(DidNotHappen):
+    """The cluster keeps as many idempotency keys as it can; nothing was changed."""
+
+    code = "idempotency_table_full"
+
+
 # -- sessions ----------------------------------------------------------------
 
 

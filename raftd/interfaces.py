@@ -296,6 +296,13 @@ class IPeer(Interface):
     def read_index(timeout_ms: int) -> Deferred[int]:
         """Ask the peer, as the leader, for a read index (thesis 6.4)."""
 
+    def ask(question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        """
+        Ask the peer, as the leader, what only its program knows (`INode.ask_leader`).
+
+        An error that it answers with; `NoLeader` and `PeerUnreachable`.
+        """
+
     def change_membership(
         changes: Sequence[Change], force: bool, timeout_ms: int
     ) -> Deferred[Configuration]:
@@ -399,6 +406,15 @@ class INode(Interface):
         seconds may be missing; often answered at once.
         """
 
+    def ask_leader(question: bytes, done: Done[bytes]) -> None:
+        """
+        What the leader's own program has to say to `question` (`Node.on_question`).
+
+        It may be asked more than once, so a question must change nothing that
+        may not be changed twice.  `NoLeader` and the like if it was not
+        answered in time; never `OutcomeUnknown`.
+        """
+
     def status() -> NodeStatus:
         """What the node knows of itself and its cluster right now."""
 
@@ -416,6 +432,9 @@ class INodeRPC(Interface):
 
     def forwarded_read(timeout_ms: int) -> Deferred[int]:
         """A confirmed read index, if this is the leader."""
+
+    def asked(question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        """Answer a question, if this is the leader; `NotLeader` if not."""
 
     def change_membership(
         changes: Sequence[Change], force: bool, timeout_ms: int, *, forwarded: bool
@@ -457,45 +476,51 @@ class IRequest(Interface):
     ) -> None:
         """Answer; nothing happens if the client is gone.  HEAD is answered without the body."""
 
-
-class Value(msgspec.Struct, frozen=True, gc=False):
-    """A key's value and the revision that last changed it."""
-
-    value: bytes
-    mod_revision: int
-
-
-class PutResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The revision that a put made, and whether the key was new."""
-
-    revision: int
-    created: bool
-
-
-class DeleteResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The store's revision after a delete, and how many keys it removed."""
-
-    revision: int
-    deleted: int
-
-
-class IDatabase(Interface):
-    """The replicated key-value store: a node and the state machine that it applies to."""
-
-    revision: int = Attribute("The last revision applied at this node.")
-
-    def put(key: bytes, value: bytes, done: Done[PutResult]) -> None:
-        """Set `key`; outcomes as of `INode.propose`."""
-
-    def delete(key: bytes, done: Done[DeleteResult]) -> None:
-        """Remove `key`; outcomes as of `INode.propose`."""
-
-    def get(key: bytes, linearizable: bool, done: Done[Value | None]) -> None:
+    def stream(
+        status: int,
+        body: IBodySource,
+        content_type: bytes,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> IBodySink | None:
         """
-        The value of `key`, None if there is none.
+        Answer with a body of unknown length; None if the client is gone.
 
-        Linearizable: outcomes as of `INode.read`.  Otherwise this node's own
-        state, which may be behind; it then needs no leader.
+        A later request of the same connection waits until the body is over.
+        HEAD is answered without one: None too.
+        """
+
+
+class IBodySink(Interface):
+    """Where the body of an answer goes, piece by piece."""
+
+    has_room: bool = Attribute("Whether the transport takes more without keeping much of it.")
+
+    def write(data: bytes) -> None:
+        """
+        The next piece, not empty.  It is kept in memory until the client takes
+        it, so that whoever has much to say asks `has_room` first.
+        """
+
+    def finish() -> None:
+        """That was all; called once."""
+
+    def abort() -> None:
+        """Close the connection, so that the client sees that the body is not complete."""
+
+
+class IBodySource(Interface):
+    """Where the body of an answer comes from."""
+
+    def resume() -> None:
+        """There is room again, after there was none."""
+
+    def stop(patient: bool) -> None:
+        """
+        Nobody wants more; called at most once, and nothing is called after it.
+
+        `patient` false: the client is gone, or did not take anything for too
+        long, and nothing can be written.  True: the server is stopping, and
+        last words may be written and `finish` called before this returns.
         """
 
 

@@ -14,6 +14,9 @@ So a node either does exactly what the proposer meant or changes nothing and
 says so, and every node of one version does the same.  A new kind may be
 proposed only once every member knows it; that is the proposer's to ensure.
 
+Whatever is chosen (ids, times to live, a quota) is chosen by the proposer and
+carried here: applying an operation uses nothing but it and the state.
+
 A result is a MessagePack array when the operation was carried out and a map,
 a `Refusal`, when it was not.  Results are made anew by each node and are not
 in the log.
@@ -21,13 +24,37 @@ in the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import msgspec
 
-from raftd.errors import BadRequest, ProtocolViolation, RaftdError
-from raftd.interfaces import DeleteResult, PutResult
+from raftd.kv.refusals import REFUSALS, Refusal
+
+# -- parts of operations -------------------------------------------------------
+
+#: As the end of a range: there is no end.
+EVERY_KEY = b"\0"
+
+#: What a compare looks at.
+VALUE, VERSION, CREATE_REVISION, MOD_REVISION, LEASE = range(1, 6)
+#: How it compares: equal, not equal, less, greater.
+EQUAL, NOT_EQUAL, LESS, GREATER = range(1, 5)
+#: By what a range is sorted: the key, or one of the targets of compares above.
+KEY = 0
+
+
+class Compare(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """
+    One condition of a transaction, on `key` or, with a `range_end`, on every key there.
+
+    `operand` is bytes if `target` is `VALUE`, else an integer.  A missing key
+    has no value, so that a compare of its value is false, and is 0 in
+    everything else; an empty range is compared once, as a missing key.
+    """
+
+    key: bytes
+    range_end: bytes
+    target: int
+    relation: int
+    operand: bytes | int
 
 
 class Put(
@@ -54,32 +81,139 @@ class DeleteRange(
     range_end: bytes = b""
 
 
-Operation = Put | DeleteRange
+class Transaction(
+    msgspec.Struct, tag=3, array_like=True, frozen=True, forbid_unknown_fields=True
+):
+    """
+    If all of `compares` hold, carry out `success`, else `failure`, as one change.
+
+    All compares, those of nested transactions too, see the state before the
+    whole; a range sees the writes before it.
+    """
+
+    compares: tuple[Compare, ...]
+    success: tuple[Step, ...]
+    failure: tuple[Step, ...] = ()
 
 
-class Refusal(msgspec.Struct, frozen=True, gc=False):
-    """An operation that changed nothing: `code` for programs, a sentence for people."""
+class Compact(
+    msgspec.Struct, tag=4, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """Forget what only revisions below `revision` show; `revision` itself stays readable."""
 
-    code: str
-    message: str
+    revision: int
 
 
-#: The bytes are no operation that this version knows.  The text is fixed, for
-#: the results of all nodes must be equal.
-UNKNOWN_OPERATION = Refusal(
-    "unknown_operation",
-    "This version of raftd does not know the operation; nothing was changed.",
+class GrantLease(
+    msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """A new lease; `id` is not 0 and below 2**63, `ttl_ms` at least 1."""
+
+    id: int
+    ttl_ms: int
+
+
+class RevokeLease(
+    msgspec.Struct, tag=6, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """End a lease and remove its keys, sorted, as one change."""
+
+    id: int
+
+
+class PutWith(
+    msgspec.Struct, tag=7, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """
+    A put with more to say: answer the record before, keep the value or the
+    lease that is there (the key must exist then).
+    """
+
+    key: bytes
+    value: bytes
+    lease: int = 0
+    previous: bool = False
+    keep_value: bool = False
+    keep_lease: bool = False
+
+
+class DeleteRangeWith(
+    msgspec.Struct, tag=8, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """A `DeleteRange` that answers what it removed, if `previous`."""
+
+    key: bytes
+    range_end: bytes = b""
+    previous: bool = False
+
+
+class Range(
+    msgspec.Struct, tag=9, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """
+    The records from `key` up to but not including `range_end` (as in
+    `DeleteRange`), as of `revision`, 0 for now.
+
+    Fetched, then filtered by the revisions (0: no bound), then sorted by
+    `sort_by` (`KEY`, `VERSION`, ...), then cut to `limit` (0: as many as one
+    answer may have, `raftd.kv.ranges.MAX_RANGE_KEYS`).  The count is that of
+    all keys in the range, before filter and limit.
+    """
+
+    key: bytes
+    range_end: bytes = b""
+    revision: int = 0
+    limit: int = 0
+    keys_only: bool = False
+    count_only: bool = False
+    sort_by: int = KEY
+    descending: bool = False
+    min_mod_revision: int = 0
+    max_mod_revision: int = 0
+    min_create_revision: int = 0
+    max_create_revision: int = 0
+
+
+class SetQuota(
+    msgspec.Struct, tag=10, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """What the store may grow to, in bytes as `Store.size_bytes` counts; 0: no bound."""
+
+    quota_bytes: int
+
+
+class Checkpoint(
+    msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """
+    Every member is to take the digest of its state as of this very entry.
+
+    With a `digest` it says, too, what the leader's was as of the checkpoint
+    at `index`, so that every member can compare its own.
+    """
+
+    index: int = 0
+    digest: bytes = b""
+
+
+#: What a transaction is made of.
+Step = PutWith | DeleteRangeWith | Range | GrantLease | Transaction
+
+Operation = (
+    Put
+    | DeleteRange
+    | Transaction
+    | Compact
+    | GrantLease
+    | RevokeLease
+    | PutWith
+    | DeleteRangeWith
+    | SetQuota
+    | Checkpoint
 )
-EMPTY_KEY = Refusal("bad_request", "A key must have at least one byte.")
-LEASE_NOT_FOUND = Refusal("lease_not_found", "There is no lease with this id.")
-
-R = TypeVar("R")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_operation = msgspec.msgpack.Decoder(Operation).decode
-_decode_refusal = msgspec.msgpack.Decoder(Refusal).decode
-_decode_put = msgspec.msgpack.Decoder(PutResult).decode
-_decode_delete = msgspec.msgpack.Decoder(DeleteResult).decode
 
 
 def encode_operation(operation: Operation) -> bytes:
@@ -92,37 +226,5 @@ def decode_operation(data: bytes) -> Operation | Refusal:
     try:
         operation: Operation = _decode_operation(data)
     except (msgspec.MsgspecError, RecursionError):
-        return UNKNOWN_OPERATION
+        return REFUSALS["unknown_operation"]
     return operation
-
-
-def encode_result(result: PutResult | DeleteResult | Refusal) -> bytes:
-    """What `Store.apply` returns."""
-    return _encode(result)
-
-
-def decode_put_result(data: bytes) -> PutResult | RaftdError:
-    """The outcome of a `Put`; `ProtocolViolation` raised if it is none."""
-    return _decode_result(data, _decode_put)
-
-
-def decode_delete_result(data: bytes) -> DeleteResult | RaftdError:
-    """The outcome of a `DeleteRange`; `ProtocolViolation` raised if it is none."""
-    return _decode_result(data, _decode_delete)
-
-
-def _decode_result(data: bytes, decode: Callable[[bytes], R]) -> R | RaftdError:
-    try:
-        # The high bits of MessagePack's first byte tell a small map.
-        if data[:1] and data[0] >> 4 == 0x8:
-            return error_of(_decode_refusal(data))
-        return decode(data)
-    except (msgspec.MsgspecError, RecursionError) as e:
-        raise ProtocolViolation(f"not a result of the store: {e}") from None
-
-
-def error_of(refusal: Refusal) -> BadRequest:
-    """A refusal as the error that its proposer is given, with the refusal's own code."""
-    error = BadRequest(refusal.message)
-    error.code = refusal.code
-    return error
