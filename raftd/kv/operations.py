@@ -186,10 +186,9 @@ class Checkpoint(
     msgspec.Struct, tag=11, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
 ):
     """
-    Every member is to take the digest of its state as of this very entry.
-
-    With a `digest` it says, too, what the leader's was as of the checkpoint
-    at `index`, so that every member can compare its own.
+    Without a `digest`: every member takes the digest of its state as of this
+    very entry.  With one: it is what the leader's was as of the checkpoint at
+    `index`, for every member to compare its own with.
     """
 
     index: int = 0

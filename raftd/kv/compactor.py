@@ -1,0 +1,105 @@
+"""
+Forgetting old revisions: by the number that is kept, and by age.
+
+The leader decides and proposes `Compact`, so that all members forget alike.
+The age of a revision is counted on the leader's own monotonic clock, from when
+the leader has seen it: a new leader begins to count anew, and keeps longer
+rather than shorter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from raftd.errors import DidNotHappen, RaftdError
+from raftd.interfaces import Done
+from raftd.kv.operations import Compact, Operation
+from raftd.kv.results import Result
+
+#: How often the leader looks, in seconds.
+INTERVAL_S = 10.0
+#: A compaction by number waits until so much more than is to be kept is there,
+#: as a part of it, so that it is worth its entry in the log.
+SLACK = 0.1
+
+
+class Compactable(Protocol):
+    """What a compactor needs of an `IDatabase`."""
+
+    revision: int
+    compacted_revision: int
+
+    def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None: ...
+
+
+class Compactor:
+    """
+    While it is `begun`, keeps `keep_revisions` of them (0: any number), and those
+    of the last `keep_s` seconds (0: of any age).
+
+    With both, a revision is kept only as long as both permit.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Compactable,
+        keep_revisions: int,
+        keep_s: float,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._keep_revisions = keep_revisions
+        self._keep_s = keep_s
+        #: (when, the store's revision then), oldest first: one for each look,
+        #: and none that is older than the newest which is old enough.
+        self._seen: deque[tuple[float, int]] = deque()
+        self._timer: IDelayedCall | None = None
+        self._is_proposing = False
+
+    def begin(self) -> None:
+        """This node leads now."""
+        if self._keep_revisions or self._keep_s:
+            self._look()
+
+    def end(self) -> None:
+        """This node leads no longer."""
+        self._seen.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = self._clock.callLater(INTERVAL_S, self._look)
+        revision = max(self._by_number(), self._by_age())
+        if revision > self._database.compacted_revision and not self._is_proposing:
+            self._is_proposing = True
+            self._database.change(Compact(revision), self._compacted)
+
+    def _by_number(self) -> int:
+        keep, database = self._keep_revisions, self._database
+        if not keep:
+            return 0
+        kept = database.revision - database.compacted_revision
+        return database.revision - keep if kept > keep * (1 + SLACK) else 0
+
+    def _by_age(self) -> int:
+        """The newest revision that was there `keep_s` ago, which stays readable."""
+        if not self._keep_s:
+            return 0
+        now, seen = self._clock.seconds(), self._seen
+        seen.append((now, self._database.revision))
+        while len(seen) > 1 and seen[1][0] <= now - self._keep_s:
+            seen.popleft()
+        return seen[0][1] if seen[0][0] <= now - self._keep_s else 0
+
+    def _compacted(self, outcome: Result | RaftdError) -> None:
+        self._is_proposing = False
+        if isinstance(outcome, RaftdError) and not isinstance(outcome, DidNotHappen):
+            self._log.info("A compaction went unanswered: {reason}", reason=str(outcome))

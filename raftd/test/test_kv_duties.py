@@ -1,0 +1,283 @@
+"""What the leader does for the store, with time: compacting, and comparing digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import cast
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.core.messages import Member
+from raftd.errors import NoQuorum, OutcomeUnknown, RaftdError
+from raftd.events import LeaderChanged, TermChanged
+from raftd.interfaces import Done, INode, NodeStatus
+from raftd.kv.checker import INTERVAL_S as CHECK_INTERVAL_S
+from raftd.kv.checker import PAUSE_S, SLICE_S, Checker
+from raftd.kv.compactor import INTERVAL_S, Compactor
+from raftd.kv.interfaces import DigestStatus
+from raftd.kv.operations import Checkpoint, Compact, Operation
+from raftd.kv.results import CompactResult, NoResult, Result
+from raftd.kv.tenure import Tenure
+
+ME, OTHER = Member(1, "n1"), Member(2, "n2")
+
+
+class FakeNode:
+    """A node whose reads are answered by the test."""
+
+    def __init__(self) -> None:
+        self.reads: list[Done[None]] = []
+        self.role = "leader"
+
+    def read(self, done: Done[None]) -> None:
+        self.reads.append(done)
+
+    def status(self) -> NodeStatus:
+        return NodeStatus(ME, 1, self.role, 1, None, 0, 0, 0, 0, 0, 0.0, ())
+
+
+class TenureTests(SynchronousTestCase):
+    """A tenure begins with a confirmed read, and ends with the next news."""
+
+    def setUp(self) -> None:
+        self.node = FakeNode()
+        self.seen: list[str] = []
+        self.tenure = Tenure(
+            cast(INode, self.node),
+            lambda: self.seen.append("begin"),
+            lambda: self.seen.append("end"),
+        )
+
+    def test_confirmed(self) -> None:
+        self.tenure.observe(LeaderChanged(2, ME))
+        self.assertEqual(self.seen, [])
+        self.node.reads.pop()(None)
+        self.assertEqual((self.seen, self.tenure.lasts), (["begin"], True))
+        self.tenure.observe(TermChanged(3))
+        self.assertEqual(self.seen, ["begin"])
+        self.tenure.observe(LeaderChanged(3, None))
+        self.tenure.stop()
+        self.assertEqual((self.seen, self.tenure.lasts), (["begin", "end"], False))
+
+    def test_another_leads(self) -> None:
+        self.tenure.observe(LeaderChanged(2, OTHER))
+        self.assertEqual(self.node.reads, [])
+
+    def test_confirmed_too_late(self) -> None:
+        """The answer to a read of an earlier tenure begins none."""
+        self.tenure.observe(LeaderChanged(2, ME))
+        self.tenure.observe(LeaderChanged(3, None))
+        self.tenure.observe(LeaderChanged(4, ME))
+        first, second = self.node.reads
+        first(None)
+        self.assertEqual(self.seen, [])
+        second(None)
+        self.assertEqual(self.seen, ["begin"])
+
+    def test_not_confirmed(self) -> None:
+        """A leader that could not be sure yet asks again; one that is none does not."""
+        self.tenure.observe(LeaderChanged(2, ME))
+        self.node.reads.pop()(NoQuorum("Too few."))
+        self.node.role = "follower"
+        self.node.reads.pop()(NoQuorum("Too few."))
+        self.assertEqual((self.node.reads, self.seen), ([], []))
+
+
+class FakeDatabase:
+    """Takes proposals, and has the revisions that the test gives it."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.compacted_revision = 0
+        self.proposed: list[Operation] = []
+        self.dones: list[Done[Result]] = []
+
+    def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
+        self.proposed.append(operation)
+        self.dones.append(done)
+
+    def answer(self, outcome: Result | RaftdError) -> None:
+        self.dones.pop(0)(outcome)
+
+
+class CompactorTests(SynchronousTestCase):
+    """By number, by age, by both, and only while it leads."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.database = FakeDatabase()
+
+    def compactor(self, keep_revisions: int = 0, keep_s: float = 0) -> Compactor:
+        compactor = Compactor(self.clock, self.database, keep_revisions, keep_s)
+        compactor.begin()
+        return compactor
+
+    def at(self, revision: int) -> list[Operation]:
+        """What is proposed by the next look, at which the store is at `revision`."""
+        self.database.revision = revision
+        self.clock.advance(INTERVAL_S)
+        proposed, self.database.proposed = self.database.proposed, []
+        return proposed
+
+    def test_nothing_to_do(self) -> None:
+        self.compactor()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_by_number(self) -> None:
+        self.compactor(keep_revisions=100)
+        self.assertEqual(self.at(110), [])
+        self.assertEqual(self.at(111), [Compact(11)])
+        self.assertEqual(self.at(400), [], "one at a time")
+        self.database.compacted_revision = 11
+        self.database.answer(CompactResult(11))
+        self.assertEqual(self.at(400), [Compact(300)])
+
+    def test_by_age(self) -> None:
+        """What is compacted is older than the age; what is younger is kept."""
+        self.compactor(keep_s=3 * INTERVAL_S)
+        self.assertEqual([self.at(5), self.at(8)], [[], []])
+        # The first look saw revision 1, which is what is there before any write.
+        self.assertEqual(self.at(9), [Compact(1)])
+        self.database.compacted_revision = 1
+        self.database.answer(CompactResult(1))
+        self.assertEqual(self.at(9), [Compact(5)])
+
+    def test_by_both(self) -> None:
+        self.compactor(keep_revisions=1000, keep_s=INTERVAL_S)
+        self.assertEqual(self.at(50), [Compact(1)])
+        self.database.answer(NoQuorum("Too few."))
+        self.assertEqual(self.at(2000), [Compact(1000)])
+
+    def test_unanswered(self) -> None:
+        """An answer that nobody knows only means that the next look proposes again."""
+        self.compactor(keep_revisions=10)
+        self.assertEqual(self.at(100), [Compact(90)])
+        self.database.answer(OutcomeUnknown("It may have happened."))
+        self.assertEqual(self.at(100), [Compact(90)])
+
+    def test_end(self) -> None:
+        """Who leads no longer does nothing, and counts ages anew when it leads again."""
+        compactor = self.compactor(keep_s=INTERVAL_S)
+        compactor.end()
+        compactor.end()
+        self.assertEqual(self.at(50), [])
+        compactor.begin()
+        self.assertEqual(self.at(60), [Compact(50)])
+
+
+class FakeStore:
+    """A store whose digest takes `steps` steps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.revision = 1
+        self.on_checkpoint: Callable[[int, Checkpoint], None] | None = None
+        self.state = b"state"
+        self.steps = 3
+        self.given_up = 0
+
+    def digest_walk(self) -> Generator[None, None, bytes]:
+        state = self.state
+        return self._walk(state)
+
+    def _walk(self, state: bytes) -> Generator[None, None, bytes]:
+        try:
+            for _ in range(self.steps):
+                self._clock.rightNow += SLICE_S / 2
+                yield
+        except GeneratorExit:
+            self.given_up += 1
+            raise
+        return b"digest of " + state
+
+    def applied(self, index: int, checkpoint: Checkpoint) -> None:
+        assert self.on_checkpoint is not None
+        self.on_checkpoint(index, checkpoint)
+
+
+class CheckerTests(SynchronousTestCase):
+    """Three members that apply the same checkpoints; the first leads."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.stores = [FakeStore(self.clock) for _ in range(3)]
+        self.index = 0
+        self.checkers = [Checker(self.clock, store, self.change) for store in self.stores]
+        self.checkers[0].begin()
+
+    def change(self, operation: Operation, done: Done[Result]) -> None:
+        """Commit at once, and apply at every member."""
+        assert isinstance(operation, Checkpoint)
+        self.index += 1
+        for store in self.stores:
+            store.applied(self.index, operation)
+        done(NoResult())
+
+    def check(self) -> list[DigestStatus]:
+        """Once around; what each member knows then."""
+        for store in self.stores:
+            store.revision += 1
+        self.clock.advance(CHECK_INTERVAL_S)
+        self.clock.pump([PAUSE_S] * 20)
+        return [checker.status for checker in self.checkers]
+
+    def test_equal(self) -> None:
+        self.assertEqual(self.check(), [DigestStatus(1)] * 3)
+        self.assertEqual(self.check(), [DigestStatus(3)] * 3)
+
+    def test_nothing_changed(self) -> None:
+        """The second time there would be nothing new to compare."""
+        self.check()
+        self.clock.advance(CHECK_INTERVAL_S)
+        self.assertEqual(self.index, 2)
+
+    def test_as_of_the_entry(self) -> None:
+        """What is written while the digest is taken is not in it, anywhere."""
+        for store in self.stores:
+            store.revision += 1
+        self.clock.advance(CHECK_INTERVAL_S)
+        self.stores[1].state = b"later"
+        self.clock.pump([PAUSE_S] * 20)
+        self.assertEqual(self.checkers[1].status, DigestStatus(1))
+
+    def test_difference(self) -> None:
+        """It is told by the member that differs, with the span in which it began."""
+        self.check()
+        self.stores[2].state = b"other"
+        statuses = self.check()
+        self.assertEqual(statuses, [DigestStatus(3), DigestStatus(3), DigestStatus(1, 3)])
+        # A difference does not go away by being equal later.
+        self.stores[2].state = b"state"
+        self.assertEqual(self.check()[2], DigestStatus(1, 3))
+
+    def test_slower_than_the_leader(self) -> None:
+        """A member that hears of the leader's digest first compares when it has its own."""
+        self.stores[1].steps = 15
+        self.stores[2].steps, self.stores[2].state = 15, b"other"
+        self.assertEqual(self.check()[1:], [DigestStatus(1), DigestStatus(0, 1)])
+
+    def test_nothing_to_compare(self) -> None:
+        """A member that was not there at the checkpoint says nothing of it."""
+        store = FakeStore(self.clock)
+        late = Checker(self.clock, store, self.change)
+        store.applied(7, Checkpoint(5, b"digest of something"))
+        self.assertEqual(late.status, DigestStatus())
+
+    def test_superseded(self) -> None:
+        """A checkpoint ends the one before that is under way."""
+        store = self.stores[1]
+        store.applied(7, Checkpoint())
+        self.clock.advance(0)
+        store.applied(8, Checkpoint())
+        self.assertEqual(store.given_up, 1)
+        self.clock.pump([PAUSE_S] * 20)
+        store.applied(9, Checkpoint(8, b"digest of state"))
+        self.assertEqual(self.checkers[1].status, DigestStatus(8))
+
+    def test_stop(self) -> None:
+        self.stores[0].revision += 1
+        self.clock.advance(CHECK_INTERVAL_S)
+        for checker in self.checkers:
+            checker.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
