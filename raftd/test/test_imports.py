@@ -52,6 +52,8 @@ CORE_LIBRARY = {
 VALUES = ("core.messages", "core.membership", "core.snapshot")
 #: What every part knows.
 CONTRACT = (*VALUES, "errors", "interfaces")
+#: What is said to the store and by it; not the store.
+VOCABULARY = ("kv.interfaces", "kv.operations", "kv.results", "kv.refusals")
 #: The driver and its parts.
 NODE = (
     "node",
@@ -100,7 +102,10 @@ TABLE = {
     **dict.fromkeys(NODE, DRIVER),
     # Faces: each knows the contract, none knows another, or a concrete store.
     "net": Rule((*CONTRACT, "names"), ("httptools", "msgspec", "twisted", "zope")),
-    "web": Rule((*CONTRACT, "names", "_version", ""), ("msgspec", "twisted", "zope")),
+    "web": Rule(
+        (*CONTRACT, *VOCABULARY, "idempotency", "names", "_version", ""),
+        ("msgspec", "twisted", "zope"),
+    ),
     "console": Rule(("errors", "interfaces", "names"), ("msgspec", "twisted")),
     "listening": Rule(("errors", "names"), ("twisted",)),
     "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted", "zope")),
