@@ -93,7 +93,7 @@ class Compacted(DidNotHappen):
 
     code = "compacted"
 
-    def __init__(self, message: str, revision: int) -> None:
+    def __init__(self, message: str, revision: int = 0) -> None:
         super().__init__(message)
         self.revision = revision
 
@@ -103,7 +103,7 @@ class FutureRevision(BadRequest):
 
     code = "future_revision"
 
-    def __init__(self, message: str, revision: int) -> None:
+    def __init__(self, message: str, revision: int = 0) -> None:
         super().__init__(message)
         self.revision = revision
 

@@ -28,6 +28,7 @@ class Handle:
 
     def __init__(self, node: Node | None = None) -> None:
         self._node = node
+        self._on_question: Callable[[bytes, Done[bytes]], None] | None = None
 
     @property
     def node(self) -> Node:
@@ -35,6 +36,24 @@ class Handle:
         if self._node is None:
             raise NotReady("The node is not running yet.")
         return self._node
+
+    @property
+    def on_question(self) -> Callable[[bytes, Done[bytes]], None] | None:
+        """
+        What this program says, when its node leads, to the questions of
+        `ask_leader`; set it before the node runs.
+
+        Called with the question and with `done`, which it calls once, now or
+        later, with the answer or with a `RaftdError` (`NotLeader`: another
+        leads by now, and is to be asked).  It must not raise.
+        """
+        return self._on_question
+
+    @on_question.setter
+    def on_question(self, answer: Callable[[bytes, Done[bytes]], None] | None) -> None:
+        self._on_question = answer
+        if self._node is not None:
+            self._node.on_question = answer
 
     def propose(self, operation: bytes) -> Deferred[bytes]:
         """Replicate `operation` and apply it; what the state machine answered."""
@@ -55,6 +74,14 @@ class Handle:
         seconds may be missing; often fires at once.
         """
         return _deferred(lambda done: self.node.read_recent(max_staleness_s, done))
+
+    def ask_leader(self, question: bytes) -> Deferred[bytes]:
+        """
+        What the leader's own program says to `question` (`on_question`),
+        wherever it is; asked again while there is no leader, so a question
+        must change nothing that may not be changed twice.
+        """
+        return _deferred(lambda done: self.node.ask_leader(question, done))
 
     def change_membership(
         self, changes: Sequence[Change], *, force: bool = False

@@ -39,6 +39,9 @@ T = TypeVar("T")
 #: What `done` is called with.
 Done = Callable[[T | RaftdError], None]
 
+#: The longest question to the leader's program, and the longest answer, in bytes.
+MAX_QUESTION_BYTES = 256 * 1024
+
 
 # -- below the node ----------------------------------------------------------
 
@@ -412,7 +415,8 @@ class INode(Interface):
 
         It may be asked more than once, so a question must change nothing that
         may not be changed twice.  `NoLeader` and the like if it was not
-        answered in time; never `OutcomeUnknown`.
+        answered in time, `TooLarge` above `MAX_QUESTION_BYTES`; never
+        `OutcomeUnknown`.
         """
 
     def status() -> NodeStatus:
@@ -433,7 +437,7 @@ class INodeRPC(Interface):
     def forwarded_read(timeout_ms: int) -> Deferred[int]:
         """A confirmed read index, if this is the leader."""
 
-    def asked(question: bytes, timeout_ms: int) -> Deferred[bytes]:
+    def forwarded_question(question: bytes, timeout_ms: int) -> Deferred[bytes]:
         """Answer a question, if this is the leader; `NotLeader` if not."""
 
     def change_membership(

@@ -297,6 +297,11 @@ class MemoryPeer:
     ) -> Deferred[list[bytes | RaftdError]]:
         return self._ask_leader(lambda node: node.forwarded(commands, timeout_ms), timeout_ms)
 
+    def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        return self._ask_leader(
+            lambda node: node.forwarded_question(question, timeout_ms), timeout_ms
+        )
+
     def change_membership(
         self, changes: Sequence[Change], force: bool, timeout_ms: int
     ) -> Deferred[Configuration]:

@@ -57,6 +57,9 @@ class MovingPeer:
     def read_index(self, timeout_ms: int) -> Deferred[int]:
         return self._answering().read_index(timeout_ms)
 
+    def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        return self._answering().ask(question, timeout_ms)
+
     def change_membership(
         self, changes: Sequence[Change], force: bool, timeout_ms: int
     ) -> Deferred[Configuration]:

@@ -38,6 +38,7 @@ from raftd.core.ready import Outgoing, Ready
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
+    BadRequest,
     Fatal,
     InvariantViolated,
     NoLeader,
@@ -175,7 +176,11 @@ class Node:
             wake=self._wake,
             defect=self._defect,
             when_applied=self._applier.when_applied,
+            answer=self._answer,
         )
+        #: What the program of the leader says to the questions of `ask_leader`;
+        #: `done` is called once, with `NotLeader` if it turns out not to lead.
+        self.on_question: Callable[[bytes, Done[bytes]], None] | None = None
         self._last_request_id = 0
         self._answers: dict[int, Deferred[Response]] = {}
         self._changes = Changes(
@@ -262,6 +267,19 @@ class Node:
             done(None)
         else:
             self.read(done)
+
+    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
+        """See `INode.ask_leader`."""
+        if self._running:
+            self._router.ask(question, done, self._request_timeout_s)
+        else:
+            done(Stopped("This node is not running."))
+
+    def _answer(self, question: bytes, done: Done[bytes]) -> None:
+        if self.on_question is None:
+            done(BadRequest("The leader's program does not answer questions."))
+        else:
+            self.on_question(question, done)
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell `observer` of every event from now on; call what this returns to end it."""
@@ -573,6 +591,22 @@ class Node:
 
         self._router.ask_read_index(use)
         self._wake()
+        return answer
+
+    def forwarded_question(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        """See `INodeRPC.forwarded_question`."""
+        if not self._running or self._raft.role is not Role.LEADER:
+            return fail(NotLeader(f"{self.member.name} is not the leader."))
+        answer: Deferred[bytes] = Deferred()
+
+        def done(outcome: bytes | RaftdError) -> None:
+            if isinstance(outcome, bytes):
+                answer.callback(outcome)
+            else:
+                answer.errback(outcome)
+
+        timeout_s = min(timeout_ms / 1000, self._request_timeout_s)
+        self._router.ask(question, done, timeout_s, forwarded=True)
         return answer
 
     # -- membership ----------------------------------------------------------

@@ -376,6 +376,7 @@ class Replica(Handle):
         )
         transport.on_removed = lambda reason: node.fail(Removed(reason))
         self._peer_identity.removed = frozenset(node.committed_configuration.removed)
+        node.on_question = self.on_question
         node.observe(self._follow_membership)
         self.peer_factory.rpc = node
         self.peer_factory.heard_from = transport.connect_now

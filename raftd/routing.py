@@ -35,7 +35,8 @@ from raftd.errors import (
     Superseded,
     TooLarge,
 )
-from raftd.interfaces import Done, IPeer
+from raftd.interfaces import MAX_QUESTION_BYTES, Done, IPeer
+from raftd.questions import Questions
 from raftd.requests import MAX_REQUESTS, Request, Requests, State
 
 #: How long to wait before asking a leader again that could not be asked.
@@ -59,7 +60,8 @@ class Router:
     The open requests of one node.
 
     Invariant: an open request is in exactly one place: a queue, `_proposed`, a
-    Forward or a read on its way, or the reads that wait for an index.
+    Forward or a read on its way, the reads that wait for an index, or the
+    questions.
     """
 
     def __init__(
@@ -70,14 +72,21 @@ class Router:
         wake: Callable[[], None],
         defect: Callable[[Failure], None],
         when_applied: Callable[[int, Callable[[], None]], None],
+        answer: Callable[[bytes, Done[bytes]], None],
     ) -> None:
-        """`wake` asks for a turn; `defect` takes the errors that nobody expected."""
+        """
+        `wake` asks for a turn; `defect` takes the errors that nobody expected;
+        `answer` is what this node's program says to a question.
+        """
         self._clock = clock
         self._raft = raft
         self._wake = wake
         self._defect = defect
         self._when_applied = when_applied
         self._requests = Requests()
+        self._questions = Questions(
+            clock, self._requests, answer=answer, wake=wake, defect=defect
+        )
         self._writes: deque[Request] = deque()
         #: Writes that came from other members: only ever proposed here.
         self._forwarded: deque[Request] = deque()
@@ -109,14 +118,22 @@ class Router:
             done(refusal)
         else:
             queue = self._forwarded if forwarded else self._writes
-            self._open(queue, data, done, timeout_s, forwarded)
+            self._open(queue.append, data, done, timeout_s, forwarded)
 
     def read(self, done: Done[None], timeout_s: float) -> None:
-        self._open(self._reads, b"", done, timeout_s, False)
+        self._open(self._reads.append, b"", done, timeout_s, False)
+
+    def ask(
+        self, question: bytes, done: Done[bytes], timeout_s: float, *, forwarded: bool = False
+    ) -> None:
+        if len(question) > MAX_QUESTION_BYTES:
+            done(TooLarge(f"A question may have at most {MAX_QUESTION_BYTES} bytes."))
+        else:
+            self._open(self._questions.add, question, done, timeout_s, forwarded)
 
     def _open(
         self,
-        queue: deque[Request],
+        add: Callable[[Request], None],
         data: bytes,
         done: Done[Any],
         timeout_s: float,
@@ -124,7 +141,7 @@ class Router:
     ) -> None:
         deadline = self._clock.seconds() + timeout_s
         try:
-            queue.append(self._requests.open(data, done, deadline, forwarded))
+            add(self._requests.open(data, done, deadline, forwarded))
         except Overloaded as e:
             done(e)
         self._wake()
@@ -144,11 +161,15 @@ class Router:
         asked, self._asked = self._asked, {}
         for batch in asked.values():
             self._read_again(batch)
+        self._questions.leader_changed()
 
     def hand_over(self, leader: IPeer | None, now: float) -> None:
         """Propose what is queued here, or send it to `leader`, or let it wait."""
         may_read = self._reads and self._reads_under_way < MAX_READS_UNDER_WAY
-        if self._raft.role is Role.LEADER:
+        is_leader = self._raft.role is Role.LEADER
+        if self._questions.waits:
+            self._questions.hand_over(is_leader, leader, now)
+        if is_leader:
             # While leadership is handed over, writes wait for who is next.
             if (self._writes or self._forwarded) and not self._raft.is_handing_over:
                 self._propose(now)
@@ -168,6 +189,7 @@ class Router:
             for queue in (self._writes, self._reads):
                 while queue and queue[0].state is State.ANSWERED:
                     queue.popleft()
+            self._questions.expire()
             if not len(self._requests):
                 # Of indexes that the log may not reach again for long.
                 self._proposed.clear()
@@ -176,12 +198,12 @@ class Router:
     @property
     def waits_for_leader(self) -> bool:
         """Whether something is queued that could not be handed over."""
-        return bool(self._writes or self._reads)
+        return bool(self._writes or self._reads or self._questions.waits)
 
     @property
     def next_deadline(self) -> float:
-        """When `expire` wants to be called; infinity if never."""
-        return self._requests.next_deadline
+        """When a turn is wanted, for `expire` or a question; infinity if never."""
+        return min(self._requests.next_deadline, self._questions.next_due)
 
     def stop(self) -> None:
         """Answer everything: nothing more will happen here."""

@@ -72,6 +72,7 @@ class ClusterNode(Handle):
     def runs(self, node: Node) -> None:
         """A node was started under the name."""
         self._node = node
+        node.on_question = self.on_question
 
     def open_session(self) -> Deferred[Session]:
         """A session, for operations that must be applied exactly once (thesis 6.3)."""

@@ -27,6 +27,8 @@ from raftd.names import split_name
 from raftd.net.boxes import BoxConnection
 from raftd.net.commands import (
     RAFT,
+    AskRequest,
+    AskResponse,
     ChangeMembershipRequest,
     ChangeMembershipResponse,
     ForwardRequest,
@@ -39,6 +41,7 @@ from raftd.net.commands import (
     ReadIndexResponse,
     TransferLeadershipRequest,
     TransferLeadershipResponse,
+    Words,
 )
 from raftd.net.handshake import LocalIdentity, answer_hello, is_joiner
 
@@ -249,6 +252,7 @@ class _BulkChannel:
         return {
             messages.InstallSnapshot: self.receive,
             ForwardRequest: self.forward,
+            AskRequest: self.ask,
             ChangeMembershipRequest: self.change_membership,
             TransferLeadershipRequest: self.transfer,
         }
@@ -259,6 +263,10 @@ class _BulkChannel:
     def forward(self, request: ForwardRequest) -> Deferred[ForwardResponse]:
         answer = self._rpc.forwarded(request.commands, _timeout_ms(request.timeout_ms))
         return answer.addCallback(ForwardResponse)
+
+    def ask(self, request: AskRequest) -> Deferred[AskResponse]:
+        answer = self._rpc.forwarded_question(request.question, _timeout_ms(request.timeout_ms))
+        return answer.addCallback(lambda words: AskResponse(Words(words)))
 
     def change_membership(
         self, request: ChangeMembershipRequest

@@ -34,6 +34,7 @@ from raftd.errors import (
     ProtocolViolation,
     RaftdError,
 )
+from raftd.interfaces import MAX_QUESTION_BYTES
 
 #: AMP's own bound on one value, in bytes.
 MAX_VALUE_BYTES = 0xFFFF
@@ -242,6 +243,20 @@ class SnapshotPiece(Payload):
     def fromString(self, inString: bytes) -> bytes:
         if len(inString) > MAX_SNAPSHOT_PIECE_BYTES:
             raise ProtocolViolation(f"a piece of a snapshot of {len(inString)} bytes")
+        return inString
+
+
+class Question(Payload):
+    """What the leader's program is asked, or answers: at most `MAX_QUESTION_BYTES`."""
+
+    def toString(self, inObject: bytes) -> bytes:
+        if len(inObject) > MAX_QUESTION_BYTES:
+            raise ValueError(f"a question or answer of {len(inObject)} bytes is too long")
+        return inObject
+
+    def fromString(self, inString: bytes) -> bytes:
+        if len(inString) > MAX_QUESTION_BYTES:
+            raise ProtocolViolation(f"a question or answer of {len(inString)} bytes")
         return inString
 
 

@@ -11,7 +11,7 @@ added to a struct is on the wire.  The format is described in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, cast, get_type_hints
+from typing import Any, ClassVar, Final, NewType, cast, get_type_hints
 
 import msgspec
 from twisted.protocols import amp
@@ -31,6 +31,7 @@ from raftd.net.arguments import (
     Entries,
     Outcomes,
     Payload,
+    Question,
     SnapshotPiece,
     Text,
     Uint64,
@@ -92,6 +93,19 @@ class ReadIndexResponse(msgspec.Struct, frozen=True, gc=False):
     read_index: int
 
 
+#: Bytes that mean something to the programs at both ends, and nothing to raftd.
+Words = NewType("Words", bytes)
+
+
+class AskRequest(msgspec.Struct, frozen=True, gc=False):
+    question: Words
+    timeout_ms: int
+
+
+class AskResponse(msgspec.Struct, frozen=True, gc=False):
+    answer: Words
+
+
 class JoinRequest(msgspec.Struct, frozen=True, gc=False):
     member_id: MemberId
     name: str
@@ -132,6 +146,7 @@ _ARGUMENT_TYPES: dict[Any, type[amp.Argument]] = {
     bool: Boolean,
     str: Text,
     bytes: SnapshotPiece,
+    Words: Question,
     tuple[Entry, ...]: Entries,
     Configuration: ConfigurationArgument,
     list[Change]: Changes,
@@ -200,6 +215,11 @@ class Forward(RaftdCommand):
 class ReadIndex(RaftdCommand):
     arguments = _arguments(ReadIndexRequest)
     response = _arguments(ReadIndexResponse)
+
+
+class Ask(RaftdCommand):
+    arguments = _arguments(AskRequest)
+    response = _arguments(AskResponse)
 
 
 class Join(RaftdCommand):
@@ -339,6 +359,7 @@ RPCS = (
     Rpc(TimeoutNow, messages.TimeoutNow, messages.TimeoutNowResponse),
     Rpc(ReadIndex, ReadIndexRequest, ReadIndexResponse),
     Rpc(Forward, ForwardRequest, ForwardResponse),
+    Rpc(Ask, AskRequest, AskResponse),
     Rpc(Join, JoinRequest, JoinResponse),
     Rpc(ChangeMembership, ChangeMembershipRequest, ChangeMembershipResponse),
     Rpc(TransferLeadership, TransferLeadershipRequest, TransferLeadershipResponse),

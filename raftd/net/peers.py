@@ -47,12 +47,14 @@ from raftd.errors import (
     RemovedFromCluster,
     TooLarge,
 )
-from raftd.interfaces import IPeer, ITransport
+from raftd.interfaces import MAX_QUESTION_BYTES, IPeer, ITransport
 from raftd.net.arguments import MAX_FORWARDED_COMMANDS, MAX_PAYLOAD_BYTES
 from raftd.net.boxes import BoxConnection, NotSent
 from raftd.net.commands import (
     BULK,
     RAFT,
+    AskRequest,
+    AskResponse,
     ChangeMembershipRequest,
     ChangeMembershipResponse,
     ForwardRequest,
@@ -62,6 +64,7 @@ from raftd.net.commands import (
     ReadIndexResponse,
     TransferLeadershipRequest,
     TransferLeadershipResponse,
+    Words,
 )
 from raftd.net.handshake import LocalIdentity, check_answer, hello_to
 
@@ -319,6 +322,14 @@ class Peer:
             return answer.outcomes
 
         return sent.addCallback(check)
+
+    def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        if len(question) > MAX_QUESTION_BYTES:
+            return fail(TooLarge(f"A question of {len(question)} bytes is too much."))
+        asked: Deferred[AskResponse] = self._ask_leader(
+            AskRequest(Words(question), timeout_ms), timeout_ms
+        )
+        return asked.addCallback(lambda response: response.answer)
 
     def change_membership(
         self, changes: Sequence[Change], force: bool, timeout_ms: int

@@ -170,6 +170,7 @@ class StubPeer:
         self.sent: list[tuple[Request, Deferred[Response]]] = []
         self.forwards: list[tuple[list[bytes], Deferred[list[bytes | RaftdError]]]] = []
         self.asked: list[Deferred[int]] = []
+        self.questions: list[tuple[bytes, Deferred[bytes]]] = []
         self.changes: list[tuple[list[Change], bool, Deferred[Configuration]]] = []
         self.transfers: list[tuple[MemberId | None, Deferred[None]]] = []
         #: What to answer a Forward with at once, if anything.
@@ -194,6 +195,11 @@ class StubPeer:
     def read_index(self, timeout_ms: int) -> Deferred[int]:
         answer: Deferred[int] = Deferred()
         self.asked.append(answer)
+        return answer
+
+    def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        answer: Deferred[bytes] = Deferred()
+        self.questions.append((question, answer))
         return answer
 
     def change_membership(

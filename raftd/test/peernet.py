@@ -64,6 +64,7 @@ class RecordingNode:
             messages.Heartbeat: lambda: messages.HeartbeatResponse(1, 1),
             "forwarded": lambda: [b"done"],
             "read": lambda: 1,
+            "question": lambda: b"answer",
             messages.InstallSnapshot: lambda: messages.InstallSnapshotResponse(1, 1, False),
             messages.TimeoutNow: lambda: messages.TimeoutNowResponse(1),
             "change": lambda: CONFIGURATION,
@@ -92,6 +93,9 @@ class RecordingNode:
 
     def forwarded_read(self, timeout_ms: int) -> Deferred[int]:
         return self._asked("read", timeout_ms)  # type: ignore[return-value]
+
+    def forwarded_question(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        return self._asked("question", question, timeout_ms)  # type: ignore[return-value]
 
     def change_membership(
         self, changes: Sequence[Change], force: bool, timeout_ms: int, *, forwarded: bool

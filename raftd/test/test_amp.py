@@ -57,6 +57,7 @@ from raftd.errors import (
     WrongCluster,
     WrongMember,
 )
+from raftd.interfaces import MAX_QUESTION_BYTES
 from raftd.net import amp as net_amp
 from raftd.net import arguments, boxes, commands
 from raftd.net.amp import PeerServer
@@ -102,6 +103,10 @@ EXAMPLES: list[tuple[msgspec.Struct, msgspec.Struct]] = [
         commands.ForwardRequest([b"", b"x" * 70_000], 500),
         commands.ForwardResponse([b"one", b""]),
     ),
+    (
+        commands.AskRequest(commands.Words(b"x" * 70_000), 500),
+        commands.AskResponse(commands.Words(b"")),
+    ),
     (commands.JoinRequest(7, "c:3", 10), commands.JoinResponse(BIG, CONFIGURATION)),
     (
         commands.ChangeMembershipRequest(CHANGES, True, 10),
@@ -119,6 +124,7 @@ EXAMPLES: list[tuple[msgspec.Struct, msgspec.Struct]] = [
 #: What is asked on the connection for bulk.
 BULK_QUESTIONS = (
     commands.ForwardRequest,
+    commands.AskRequest,
     commands.JoinRequest,
     commands.ChangeMembershipRequest,
     commands.TransferLeadershipRequest,
@@ -260,6 +266,31 @@ class FormatTests(SynchronousTestCase):
         self.assertEqual(argument.fromString(argument.toString(longest)), longest)
         with self.assertRaises(ValueError):
             request(InstallSnapshot(1, 1, 1, 0, longest + b"x", False))
+        with self.assertRaises(ProtocolViolation):
+            argument.fromString(longest + b"x")
+
+    def test_the_bytes_of_a_question(self) -> None:
+        """The same for `Ask`, which is on the wire between programs of two versions."""
+        self.assertEqual(
+            request(commands.AskRequest(commands.Words(b"\0why?"), 500), b"2a"),
+            b"\x00\x08_command\x00\x03Ask"
+            b"\x00\x04_ask\x00\x022a"
+            b"\x00\x08question\x00\x05\x00why?"
+            b"\x00\x0atimeout_ms\x00\x03500"
+            b"\x00\x00",
+        )
+        rpc = commands.RPC_OF_REQUEST[commands.AskRequest]
+        self.assertEqual(
+            rpc.response_box(b"2a", commands.AskResponse(commands.Words(b"so"))),
+            b"\x00\x07_answer\x00\x022a\x00\x06answer\x00\x02so\x00\x00",
+        )
+
+    def test_a_question_is_bounded(self) -> None:
+        argument = arguments.Question()
+        longest = b"x" * MAX_QUESTION_BYTES
+        self.assertEqual(argument.fromString(argument.toString(longest)), longest)
+        with self.assertRaises(ValueError):
+            argument.toString(longest + b"x")
         with self.assertRaises(ProtocolViolation):
             argument.fromString(longest + b"x")
 
@@ -526,6 +557,8 @@ class RoutingTests(SynchronousTestCase):
         piece = InstallSnapshot(5, 100, 4, 0, b"x" * 70_000, False)
         served.node.answer = lambda: succeed(InstallSnapshotResponse(5, 70_000, False))
         served.send(request(piece))
+        served.node.answer = lambda: succeed(b"so")
+        served.send(request(commands.AskRequest(commands.Words(b"why?"), 500)))
         self.assertEqual(
             served.node.asked,
             [
@@ -534,9 +567,11 @@ class RoutingTests(SynchronousTestCase):
                 ("transfer", 7, 500, True),
                 ("transfer", None, 500, True),
                 ("receive", ALICE.id, piece),
+                ("question", b"why?", 500),
             ],
         )
-        forwarded, changed, _, _, kept = served.sent()
+        forwarded, changed, _, _, kept, answered = served.sent()
+        self.assertEqual(answered[b"answer"], b"so")
         read = commands.RPC_OF_REQUEST[commands.ForwardRequest].read_response(forwarded)
         self.assertEqual(read.outcomes[0], b"done")
         self.assertIsInstance(read.outcomes[1], NotLeader)
@@ -616,6 +651,7 @@ class RoutingTests(SynchronousTestCase):
     def test_each_channel_carries_its_own(self) -> None:
         for hello, message in (
             (HELLO, commands.ForwardRequest([], 1)),
+            (HELLO, commands.AskRequest(commands.Words(b""), 1)),
             (HELLO, commands.ChangeMembershipRequest([], False, 1)),
             (HELLO, commands.TransferLeadershipRequest(7, 1)),
             (HELLO, InstallSnapshot(1, 1, 1, 0, b"", True)),

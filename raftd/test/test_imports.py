@@ -62,6 +62,7 @@ NODE = (
     "events",
     "handle",
     "moving",
+    "questions",
     "requests",
     "routing",
     "snapshotting",

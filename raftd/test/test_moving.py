@@ -41,6 +41,9 @@ class Place:
     def read_index(self, timeout_ms: int) -> Deferred[int]:
         return self._ask()  # type: ignore[return-value]
 
+    def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:
+        return self._ask()  # type: ignore[return-value]
+
     def change_membership(
         self, changes: Sequence[Change], force: bool, timeout_ms: int
     ) -> Deferred[Configuration]:
@@ -64,6 +67,7 @@ class MovingTests(SynchronousTestCase):
             self.peer.send(Heartbeat(1, 0, 0)),
             self.peer.forward([b"w"], 1000),
             self.peer.read_index(1000),
+            self.peer.ask(b"?", 1000),
             self.peer.change_membership([], False, 1000),
             self.peer.transfer(None, 1000),
         ):
@@ -72,12 +76,12 @@ class MovingTests(SynchronousTestCase):
     def test_it_is_asked_at_its_former_place_until_it_is_at_the_new_one(self) -> None:
         self.assertEqual(self.peer.member, self.new.member)
         self.ask_everything()
-        self.assertEqual((self.old.asked, self.new.asked), (5, 0))
+        self.assertEqual((self.old.asked, self.new.asked), (6, 0))
         self.assertTrue(self.peer.connected)
         self.assertEqual(self.peer.refusal, "not at a:1")
         self.new.connected = True
         self.ask_everything()
-        self.assertEqual((self.old.asked, self.new.asked), (5, 5))
+        self.assertEqual((self.old.asked, self.new.asked), (6, 6))
         self.assertTrue(self.old.is_closed)
         self.assertFalse(self.new.is_closed)
 
@@ -86,7 +90,7 @@ class MovingTests(SynchronousTestCase):
         self.assertTrue(self.peer.connected)
         self.new.connected = False
         self.ask_everything()
-        self.assertEqual((self.old.asked, self.new.asked), (0, 5))
+        self.assertEqual((self.old.asked, self.new.asked), (0, 6))
         self.assertFalse(self.peer.connected)
 
     def test_moved_again_before_it_has_arrived(self) -> None:

@@ -49,7 +49,7 @@ from raftd.errors import (
     TransferFailed,
     WrongCluster,
 )
-from raftd.interfaces import IPeer
+from raftd.interfaces import MAX_QUESTION_BYTES, IPeer
 from raftd.net import arguments, boxes, join, peers
 from raftd.net.amp import PeerServer, PeerServerFactory
 from raftd.net.arguments import MAX_FORWARDED_COMMANDS, MAX_PAYLOAD_BYTES
@@ -156,7 +156,9 @@ class CallTests(SynchronousTestCase):
         read = self.peer.read_index(100)
         changed = self.peer.change_membership(changes, True, 200)
         transferred = [self.peer.transfer(to, 300) for to in (0xC, None)]
+        asked = self.peer.ask(b"why?", 400)
         self.flush()
+        self.assertEqual(self.successResultOf(asked), b"answer")
         self.assertEqual(self.successResultOf(read), 1)
         self.assertEqual(self.successResultOf(changed), CONFIGURATION)
         for transfer in transferred:
@@ -167,6 +169,7 @@ class CallTests(SynchronousTestCase):
             ("change", changes, True, 200, True),
             ("transfer", 0xC, 300, True),
             ("transfer", None, 300, True),
+            ("question", b"why?", 400),
         ], key=repr))  # fmt: skip
 
     def test_34_a_refused_change_says_why(self) -> None:
@@ -245,6 +248,8 @@ class CallTests(SynchronousTestCase):
         self.assertIsInstance(
             failure_of(self.peer.change_membership(many, False, 100)), TooLarge
         )
+        question = b"x" * (MAX_QUESTION_BYTES + 1)
+        self.assertIsInstance(failure_of(self.peer.ask(question, 100)), TooLarge)
         self.assertEqual(self.node.asked, [])
 
     def test_without_a_connection_everything_fails_at_once(self) -> None:
@@ -262,6 +267,7 @@ class CallTests(SynchronousTestCase):
             peer.forward([b"a"], 100),
             peer.change_membership([Promote(1)], False, 100),
             peer.transfer(None, 100),
+            peer.ask(b"why?", 100),
         ):
             self.assertIsInstance(failure_of(nothing_sent), NoLeader)
         # Nothing was kept for later, either.
@@ -359,6 +365,7 @@ class TimeoutTests(SynchronousTestCase):
         change = self.peer.change_membership([Promote(1)], False, 700)
         self.times_out(change, 0.7 + peers.GRACE_S, "bulk")
         self.times_out(self.peer.transfer(None, 700), 0.7 + peers.GRACE_S, "bulk")
+        self.times_out(self.peer.ask(b"why?", 700), 0.7 + peers.GRACE_S, "bulk")
 
     def test_timeout_now(self) -> None:
         self.times_out(self.peer.send(TimeoutNow(1)), 1.0, "raft")
