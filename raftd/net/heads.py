@@ -136,6 +136,9 @@ def replayed_head(special: Mapping[bytes, bytes]) -> bytes:
     return b"POST / HTTP/1.1\r\nContent-Length: " + length + b"\r\n\r\n"
 
 
+STOPPED = Refused(503, "stopped", "This node is shutting down.")
+
+
 class Responses:
     """
     Builds responses; the parts that many have in common are kept ready.
@@ -190,10 +193,40 @@ class Responses:
             return b"%b%d\r\n%b\r\n" % (prefix, len(body), connection)
         return b"%b%d\r\n%b\r\n%b" % (prefix, len(body), connection, body)
 
+    def open(
+        self,
+        status: int,
+        content_type: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        connection: bytes,
+        chunked: bool,
+    ) -> bytes:
+        """
+        The head of a response whose length is not known.
+
+        Its body ends as chunks do, or with the connection (RFC 9112, 6.3).
+        """
+        fields = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+        for name, value in headers:
+            if _forbidden_in_field(value) or _forbidden_in_field(name):
+                raise ValueError("a line break in a header field")
+            fields += name + b": " + value + b"\r\n"
+        return b"HTTP/1.1 %d %b\r\n%bContent-Type: %b\r\n%b%b\r\n" % (
+            status,
+            _phrase(status),
+            self._common,
+            content_type,
+            fields,
+            connection,
+        )
+
     def _prefix(self, status: int, content_type: bytes) -> bytes:
-        phrase = (_PHRASES.get(status) or HTTPStatus(status).phrase).encode("ascii")
-        prefix = b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, self._common)
+        prefix = b"HTTP/1.1 %d %b\r\n%b" % (status, _phrase(status), self._common)
         if status != 204:
             prefix += b"Content-Type: %b\r\nContent-Length: " % content_type
         self._prefixes[status, content_type] = prefix
         return prefix
+
+
+def _phrase(status: int) -> bytes:
+    return (_PHRASES.get(status) or HTTPStatus(status).phrase).encode("ascii")

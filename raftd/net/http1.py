@@ -7,6 +7,10 @@ Answers leave in the order of the requests.  Requests that may change
 something, or have a body, are handed over one at a time; others together, as
 RFC 9112, 9.3.2, permits.
 
+An answer may be a `BodySink`, whose body comes piece by piece for as long as
+its source likes; its request stays in hand until the body is over, and no
+other is handed over meanwhile.
+
 The path of a request has no Deferred, no closure and no timer: deadlines are
 numbers, compared once a second for all connections.
 """
@@ -34,8 +38,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from raftd.interfaces import IRequest
-from raftd.net.heads import CLOSE, CONTINUE, Refused, Responses
+from raftd.net.heads import CLOSE, CONTINUE, STOPPED, Refused, Responses
 from raftd.net.reader import BODY, DEAF, HEAD, IDLE, Reader
+from raftd.net.request import Request
+from raftd.net.streams import BodySink
 
 # -- bounds ------------------------------------------------------------------
 
@@ -96,65 +102,6 @@ class _Transport(Shape):
     def resumeProducing(self) -> None: ...
 
 
-@implementer(IRequest)
-class Request:
-    """A complete request (`IRequest`)."""
-
-    __slots__ = (
-        "_connection",
-        "_connection_field",
-        "answer",
-        "body",
-        "headers",
-        "method",
-        "path",
-        "query",
-    )
-
-    def __init__(
-        self,
-        connection: HTTPConnection,
-        connection_field: bytes,
-        method: str,
-        target: bytes,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-    ) -> None:
-        self._connection: HTTPConnection | None = connection
-        self._connection_field = connection_field
-        #: The whole response, while it waits for those before it.
-        self.answer: bytes | None = None
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.headers = headers
-        self.body = body
-
-    def respond(
-        self,
-        status: int,
-        body: bytes = b"",
-        content_type: bytes = b"application/json",
-        headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
-        """Answer (`IRequest.respond`); a second answer is a RuntimeError."""
-        connection = self._connection
-        if connection is None:
-            raise RuntimeError("this request has been answered already")
-        if connection.lost:
-            self._connection = None
-            return
-        answer = connection.responses.build(
-            status,
-            body,
-            content_type,
-            headers,
-            CLOSE if connection.ends_with(self) else self._connection_field,
-            self.method == "HEAD",
-        )
-        self._connection = None
-        connection.answered(self, answer)
-
-
 @implementer(IPushProducer, IHalfCloseableProtocol)
 class HTTPConnection(Protocol):
     """
@@ -162,7 +109,8 @@ class HTTPConnection(Protocol):
 
     Invariants: what is in `_in_hand` was handed over and is unanswered, or
     waits for one before it; whatever is in `_queue` came after it;
-    `_last_words` come after both, and then `_phase` is DEAF.
+    `_last_words` come after both, and then `_phase` is DEAF.  `_bodies` is how
+    many of those in hand have a body under way.
     """
 
     def __init__(self, server: HTTPFactory) -> None:
@@ -171,6 +119,9 @@ class HTTPConnection(Protocol):
         #: The tick at which `expired` is called.
         self.deadline = NEVER
         self.lost = False
+        #: Answers go nowhere any more, for the connection is lost, or about to be.
+        self.mute = False
+        self._bodies = 0
         self._reader = Reader(self._received, server.max_body_bytes)
         self._queue: deque[Request] = deque()
         self._in_hand: deque[Request] = deque()
@@ -198,8 +149,7 @@ class HTTPConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.lost = True
         self.deadline = NEVER
-        self._queue.clear()
-        self._in_hand.clear()
+        self._let_go()
         self._reader.close()
         self._server.closed(self)
 
@@ -261,14 +211,31 @@ class HTTPConnection(Protocol):
             return
         in_hand.popleft()
         self._send(answer)
-        while in_hand and (waiting := in_hand[0].answer) is not None:
-            in_hand.popleft()
-            self._send(waiting)
+        if in_hand:
+            self._send_waiting()
         if not self._corked:
-            self._flush()
-            # A client that was made to wait has all its time again.
-            self._reader.begun = self._server.tick
-            self._advance()
+            self._go_on()
+
+    def _send_waiting(self) -> None:
+        """Send the answers that have waited for the one before them."""
+        in_hand = self._in_hand
+        while in_hand and (waiting := in_hand[0].answer) is not None:
+            if isinstance(waiting, bytes):
+                in_hand.popleft()
+                self._send(waiting)
+            elif waiting.begin():
+                self._pop_body(waiting)
+            else:
+                if not self._blocked:
+                    waiting.resume()
+                break
+
+    def _go_on(self) -> None:
+        """An answer is over, and so is the wait of whatever came behind it."""
+        self._flush()
+        # A client that was made to wait has all its time again.
+        self._reader.begun = self._server.tick
+        self._advance()
 
     def _send(self, answer: bytes) -> None:
         self._gathered.append(answer)
@@ -292,6 +259,7 @@ class HTTPConnection(Protocol):
             request = queue[0]
             if in_hand and not (
                 len(in_hand) < MAX_IN_HAND
+                and not self._bodies
                 and _is_harmless(request)
                 and _is_harmless(in_hand[0])
             ):
@@ -309,7 +277,11 @@ class HTTPConnection(Protocol):
         _log.failure(
             "a request failed: {method} {path}", method=request.method, path=request.path
         )
-        if request in self._in_hand and request.answer is None:
+        if request not in self._in_hand:
+            return
+        if isinstance(request.answer, BodySink):
+            request.answer.fail()
+        elif request.answer is None:
             refused = Refused(500, "internal_error", "The server failed; its log says how.")
             request.respond(500, refused.body())
 
@@ -356,6 +328,63 @@ class HTTPConnection(Protocol):
             else:
                 self._transport.pauseProducing()
 
+    # -- bodies under way ------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing that takes long may begin."""
+        return self._server.stopping
+
+    @property
+    def has_room(self) -> bool:
+        return not self._blocked
+
+    def streams(self, request: Request, body: BodySink) -> None:
+        """`request` is being answered with `body`."""
+        request.answer = body
+        self._bodies += 1
+        if self._in_hand[0] is request:
+            body.begin()
+
+    def send_piece(self, data: bytes) -> None:
+        self._send(data)
+        if not self._corked:
+            self._flush()
+
+    def body_over(self, body: BodySink) -> None:
+        self._pop_body(body)
+        self._send_waiting()
+        if not self._corked:
+            self._go_on()
+
+    def _pop_body(self, body: BodySink) -> None:
+        """The first in hand has been answered with `body`."""
+        self._in_hand.popleft()
+        self._bodies -= 1
+        if not body.chunked:
+            # The end of the connection is the end of the body.
+            self._let_go()
+
+    def give_up(self) -> None:
+        self._gathered.clear()
+        self._closed = True
+        self.deadline = NEVER
+        self._transport.abortConnection()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Answer nothing more, and tell those who are at it."""
+        self.mute = True
+        self._reader.phase = DEAF
+        self._last_words = None
+        self._queue.clear()
+        answers = [request.answer for request in self._in_hand] if self._bodies else ()
+        self._in_hand.clear()
+        self._bodies = 0
+        for answer in answers:
+            if isinstance(answer, BodySink):
+                answer.stop(patient=False)
+
     # -- the client's pace -----------------------------------------------------
 
     def pauseProducing(self) -> None:
@@ -368,6 +397,10 @@ class HTTPConnection(Protocol):
         """The client has taken everything."""
         self._blocked = False
         self._reader.begun = self._server.tick
+        if self._bodies:
+            body = self._in_hand[0].answer
+            if isinstance(body, BodySink):
+                body.resume()
         self._advance()
 
     def stopProducing(self) -> None:
@@ -378,8 +411,7 @@ class HTTPConnection(Protocol):
     def expired(self) -> None:
         """The deadline has passed."""
         if self._closed or self._blocked:
-            self.deadline = NEVER
-            self._transport.abortConnection()
+            self.give_up()
         elif self._lingering or self._reader.phase == IDLE:
             self._close()
         else:
@@ -392,8 +424,11 @@ class HTTPConnection(Protocol):
         """Answer what is in hand, take nothing more, and close."""
         self._queue.clear()
         if self._reader.phase == HEAD or self._reader.phase == BODY:
-            self._refuse(Refused(503, "stopped", "This node is shutting down."))
+            self._refuse(STOPPED)
         self._reader.phase = DEAF
+        for request in list(self._in_hand):
+            if isinstance(request.answer, BodySink):
+                request.answer.stop(patient=True)
         self._advance()
 
     def abort(self) -> None:

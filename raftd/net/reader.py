@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.net.heads import (
+    CLOSE,
     KEEP_ALIVE,
     SPECIAL_FIELDS,
     Refused,
@@ -57,8 +58,8 @@ DEAF = 3
 
 Fields = list[tuple[bytes, bytes]]
 
-#: Takes a complete request: its Connection field for the answer, or nothing;
-#: method, target, header fields, body.
+#: Takes a complete request: its Connection field for the answer, empty for
+#: HTTP/1.1 and only for that; method, target, header fields, body.
 Deliver = Callable[[bytes, bytes, bytes, Fields, bytes], None]
 
 _log = Logger()
@@ -175,7 +176,9 @@ class Reader:
         self._method = parser.get_method()
         self._target = origin_form(self._method, self._target)
         self._keep_alive = parser.should_keep_alive()
-        self._connection_field = KEEP_ALIVE if version == "1.0" and self._keep_alive else b""
+        self._connection_field = (
+            b"" if version == "1.1" else KEEP_ALIVE if self._keep_alive else CLOSE
+        )
         if host is None or len(special) > 1:
             self._look_at_special_fields(version)
 
