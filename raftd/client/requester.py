@@ -21,7 +21,7 @@ from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
 from twisted.internet.task import deferLater
-from twisted.web.client import RequestNotSent, RequestTransmissionFailed, ResponseFailed
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
@@ -39,7 +39,7 @@ ATTEMPT_TIMEOUT_S = 6.0
 MAX_ANSWER_BYTES = 64 << 20
 
 #: How a connection ends before there is a whole answer.
-_BROKEN_OFF = (ConnectionClosed, RequestNotSent, RequestTransmissionFailed, ResponseFailed)
+_BROKEN_OFF = (ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
 
 #: One or several: `name=value` pairs of a query.
 Parameters = Sequence[tuple[str, str | bytes]]
