@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import msgspec
 from zope.interface import implementer
@@ -32,7 +31,7 @@ from raftd.errors import (
     StaleSequence,
 )
 from raftd.interfaces import IRestore, IStateMachine
-from raftd.slices import SLICE_BYTES, Unframer, frame
+from raftd.slices import SLICE_BYTES, InTurn, Unframer, frame
 
 #: As `client_id`: open a session.  The result is its id (`decode_opened`).
 OPEN_SESSION = 2**64 - 1
@@ -307,7 +306,7 @@ class Sessions:
         changes while they are written is replaced by a copy of itself.
         """
         self._epoch += 1
-        return _Slices(
+        return InTurn(
             _table_slices(self._now_ms, list(self._table.values())), self._machine.snapshot()
         )
 
@@ -396,29 +395,6 @@ def _rows(session: _Session) -> Iterator[tuple[_Row, int]]:
             results, size = [], _ROW_BYTES
     if results or not session.results:
         yield _Row(id, last_active_ms, first_unacknowledged, results), size
-
-
-class _Slices(Iterator[bytes]):
-    """The table's slices, then the machine's; closing ends both, begun or not."""
-
-    def __init__(self, table: Iterator[bytes], machine: Iterator[bytes]) -> None:
-        self._table: Iterator[bytes] = table
-        self._machine: Iterator[bytes] | None = machine
-
-    def __next__(self) -> bytes:
-        if self._machine is None:
-            raise StopIteration
-        for content in self._table:
-            return content
-        return next(self._machine)
-
-    def close(self) -> None:
-        """Give it up; nothing happens if it is at its end."""
-        machine: Any = self._machine
-        self._machine, self._table = None, iter(())
-        close = getattr(machine, "close", None)
-        if close is not None:
-            close()
 
 
 @implementer(IRestore)

@@ -11,7 +11,9 @@ checked, as a file, before they are believed here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
+from typing import Any
 
 #: How long a slice should be, in bytes: one that is longer holds one thing only.
 SLICE_BYTES = 64 * 1024
@@ -51,3 +53,27 @@ class Unframer:
         rest = bytes(self._buffer)
         self._buffer.clear()
         return rest
+
+
+class InTurn(Iterator[bytes]):
+    """The slices of a part of a state, then those of the rest; closing ends both."""
+
+    def __init__(self, first: Iterator[bytes], rest: Iterator[bytes]) -> None:
+        self._first: Iterator[bytes] = first
+        self._rest: Iterator[bytes] | None = rest
+
+    def __next__(self) -> bytes:
+        if self._rest is None:
+            raise StopIteration
+        for content in self._first:
+            return content
+        return next(self._rest)
+
+    def close(self) -> None:
+        """Give it up; nothing happens if it is at its end."""
+        parts: tuple[Any, ...] = (self._first, self._rest)
+        self._first, self._rest = iter(()), None
+        for part in parts:
+            close = getattr(part, "close", None)
+            if close is not None:
+                close()

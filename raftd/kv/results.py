@@ -109,11 +109,29 @@ def encode_result(result: Result | Refusal) -> bytes:
     return _encode(result)
 
 
+#: Refusals that may come to something if the same is asked again later.
+_TEMPORARY = frozenset({"no_space", "too_many_leases"})
+
+
+def is_temporary(data: bytes) -> bool:
+    """
+    Whether the encoded result is a refusal that its client is to sit out.
+
+    It is no answer to keep for a retry (`raftd.idempotency`): nothing was
+    changed, and when there is space again the retry is to find it.
+    """
+    return _is_refusal(data) and _decode_refusal(data).code in _TEMPORARY
+
+
+def _is_refusal(data: bytes) -> bool:
+    # The high bits of MessagePack's first byte tell a small map.
+    return bool(data) and data[0] >> 4 == 0x8
+
+
 def decode_result(data: bytes) -> Result | RaftdError:
     """The reverse; a refusal as its error.  `ProtocolViolation` raised if it is neither."""
     try:
-        # The high bits of MessagePack's first byte tell a small map.
-        if data[:1] and data[0] >> 4 == 0x8:
+        if _is_refusal(data):
             return error_of(_decode_refusal(data))
         result: Result = _decode_result(data)
     except (msgspec.MsgspecError, RecursionError) as e:

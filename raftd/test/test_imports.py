@@ -98,6 +98,7 @@ TABLE = {
     "slices": Rule(),
     "statemachine": Rule((*CONTRACT, "slices"), ("msgspec", "twisted.logger", "zope")),
     "sessions": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
+    "idempotency": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
     "session_client": Rule((*CONTRACT, "sessions"), ("twisted",)),
     # The node.
     **dict.fromkeys(NODE, DRIVER),
