@@ -84,7 +84,7 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         agent: Any = None,
     ) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self._pool: HTTPConnectionPool | None = None
         if agent is None:
             self._pool = HTTPConnectionPool(reactor)
@@ -212,12 +212,15 @@ class Client:
         keys_only: bool = False,
         count_only: bool = False,
         descending: bool = False,
+        sort: str = "",
         revision: int = 0,
         max_staleness_s: float = 0.0,
     ) -> Page:
         """
         The keys that begin with `prefix`, or from `start` up to but not
         including `end`, or all: at most `limit` of them, those behind `after`.
+
+        They are in the order of the keys, unless `sort` names another field.
         """
         parameters = _range(prefix, start, end) + _freshness(max_staleness_s)
         if after is not None:
@@ -228,6 +231,8 @@ class Client:
             parameters.append(("revision", str(revision)))
         if descending:
             parameters.append(("order", "desc"))
+        if sort:
+            parameters.append(("sort", sort))
         parameters += _flags(keys_only=keys_only, count_only=count_only)
         fields = self._fields(await self.requester.read("/db/", parameters))
         return read_page(fields, fields["revision"])
@@ -336,17 +341,17 @@ class Client:
         parameters += [("watch", ""), *_flags(prev=previous)]
         if events:
             parameters.append(("events", events))
-        return Watch(self._reactor, self._agent, self.requester, path, parameters, revision)
+        return Watch(self.reactor, self._agent, self.requester, path, parameters, revision)
 
     @deferred
     async def lease(self, ttl_s: float, *, idempotency_key: str | None = None) -> Lease:
         """A new lease, which is kept alive until it is closed."""
-        begun = self._reactor.seconds()
+        begun = self.reactor.seconds()
         answer = await self.requester.write(
             "POST", "/lease", body=_encode({"ttl": ttl_s}), idempotency_key=idempotency_key
         )
         fields = self._fields(answer)
-        return Lease(self._reactor, self.requester, fields["id"], fields["ttl"], begun)
+        return Lease(self.reactor, self.requester, fields["id"], fields["ttl"], begun)
 
     # -- the cluster -------------------------------------------------------------------
 
