@@ -24,6 +24,8 @@ in the log.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from raftd.kv.refusals import REFUSALS, Refusal
@@ -40,6 +42,12 @@ EQUAL, NOT_EQUAL, LESS, GREATER = range(1, 5)
 #: By what a range is sorted: the key, or one of the targets of compares above.
 KEY = 0
 
+#: How deep transactions may be nested.
+MAX_NESTING = 32
+
+# Bounds that decoding checks: whatever is beyond is no operation.
+LeaseId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+
 
 class Compare(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """
@@ -52,8 +60,8 @@ class Compare(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 
     key: bytes
     range_end: bytes
-    target: int
-    relation: int
+    target: Annotated[int, msgspec.Meta(ge=VALUE, le=LEASE)]
+    relation: Annotated[int, msgspec.Meta(ge=EQUAL, le=GREATER)]
     operand: bytes | int
 
 
@@ -109,8 +117,8 @@ class GrantLease(
 ):
     """A new lease; `id` is not 0 and below 2**63, `ttl_ms` at least 1."""
 
-    id: int
-    ttl_ms: int
+    id: LeaseId
+    ttl_ms: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 
 
 class RevokeLease(
@@ -166,7 +174,7 @@ class Range(
     limit: int = 0
     keys_only: bool = False
     count_only: bool = False
-    sort_by: int = KEY
+    sort_by: Annotated[int, msgspec.Meta(ge=KEY, le=LEASE)] = KEY
     descending: bool = False
     min_mod_revision: int = 0
     max_mod_revision: int = 0
@@ -179,7 +187,7 @@ class SetQuota(
 ):
     """What the store may grow to, in bytes as `Store.size_bytes` counts; 0: no bound."""
 
-    quota_bytes: int
+    quota_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Checkpoint(
@@ -226,4 +234,26 @@ def decode_operation(data: bytes) -> Operation | Refusal:
         operation: Operation = _decode_operation(data)
     except (msgspec.MsgspecError, RecursionError):
         return REFUSALS["unknown_operation"]
+    if type(operation) is Transaction and _is_too_deep(operation):
+        return REFUSALS["unknown_operation"]
     return operation
+
+
+def _is_too_deep(transaction: Transaction) -> bool:
+    """
+    Whether it is nested deeper than `MAX_NESTING`.
+
+    How deep the decoder may go depends on how deep the stack is already, and
+    must not decide anything: whatever might be too deep for it is refused alike.
+    """
+    level: list[Step] = [transaction]
+    for _ in range(MAX_NESTING + 1):
+        level = [
+            step
+            for outer in level
+            if isinstance(outer, Transaction)
+            for step in (*outer.success, *outer.failure)
+        ]
+        if not level:
+            return False
+    return any(isinstance(step, Transaction) for step in level)

@@ -1,27 +1,28 @@
-"""What the store knows of a key."""
+"""
+What the store keeps of a key: a version for each revision that changed it.
+
+A version is a `KeyValue`, the very object that readers are given.  It never
+changes, and refers to nothing that the garbage collector has to look at.
+"""
 
 from __future__ import annotations
 
-import msgspec
+from raftd.kv.results import KeyValue
 
 #: The revision of a store that nothing was ever written to.
 FIRST_REVISION = 1
 
+#: What a version takes in memory beside its key and its value, in bytes, about
+#: (`docs/store-snapshot.md` has the measurement).  It is part of what the state
+#: machine is: nodes that differed here would disagree about the quota.
+VERSION_OVERHEAD_BYTES = 256
 
-class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """
-    A key as it is now.
 
-    `create_revision` is that of the put that brought it into being,
-    `mod_revision` that of the last put, and `version` counts the puts since it
-    came into being.  `create_revision <= mod_revision <= Store.revision`.
+def tombstone(key: bytes, revision: int) -> KeyValue:
+    """The version of a key that `revision` deleted."""
+    return KeyValue(key, b"", 0, revision, 0)
 
-    Snapshots hold records: fields may be added at the end, with a default, and
-    never moved (`docs/store-snapshot.md`).
-    """
 
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    version: int
-    lease: int = 0
+def size_of(record: KeyValue) -> int:
+    """What a version adds to `Store.size_bytes`."""
+    return len(record.key) + len(record.value) + VERSION_OVERHEAD_BYTES

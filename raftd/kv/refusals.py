@@ -43,12 +43,18 @@ REFUSALS = {
             "This version of raftd does not know the operation; nothing was changed.",
         ),
         Refusal("empty_key", "A key must have at least one byte."),
-        Refusal("key_not_found", "The key has no value, or no lease, to keep: it is not there."),
+        Refusal(
+            "key_not_found", "The key has no value, or no lease, to keep: it is not there."
+        ),
         Refusal("lease_not_found", "There is no lease with this id."),
         Refusal("lease_exists", "There is a lease with this id already."),
         Refusal("too_many_leases", "The store has as many leases as it keeps."),
         Refusal("duplicate_key", "A transaction puts a key twice, or puts and deletes it."),
         Refusal("too_many_operations", "A transaction has at most 128 operations."),
+        Refusal(
+            "result_too_large",
+            "The records from before, of all keys that are put, are too large for one answer.",
+        ),
         Refusal("no_space", "The store has reached its quota: delete something, and compact."),
     )
 }

@@ -1,142 +1,86 @@
 """
-The store's state on its way out, as of one moment, and on its way in.
-
-A snapshot walks along the keys in order while commands are applied.  Records
-never change, so only what a command is about to replace or remove has to be
-kept, and only if the walk has not come past its key yet.  Nothing is copied
-when the snapshot begins, and nothing is left to pay for when it ends or is
-given up (`docs/store-snapshot.md` has the format).
+The store's state on its way out, as of one moment, and on its way in
+(`docs/store-snapshot.md` has the format), and the digest over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
+import hashlib
+from collections.abc import Callable, Generator, Iterator
 
 import msgspec
+from msgspec.structs import force_setattr
 from zope.interface import implementer
 
 from raftd.interfaces import IRestore
-from raftd.kv.keys import SortedKeys
-from raftd.kv.records import FIRST_REVISION, Record
-from raftd.slices import SLICE_BYTES, Unframer, frame
+from raftd.kv.history import Draft
+from raftd.kv.leases import MAX_LEASES
+from raftd.kv.records import FIRST_REVISION, size_of
+from raftd.kv.results import KeyValue, LeaseResult
+from raftd.kv.versions import Versions
+from raftd.kv.walks import Head, Walk
+from raftd.slices import Unframer, frame
 
-#: Keys that one slice walks past at most: about two milliseconds.
-SLICE_KEYS = 4096
-
-#: What a record takes in a slice beside its key and its value, about.
-_RECORD_BYTES = 24
-
-
-class _Head(msgspec.Struct, tag="raftd.kv/1", array_like=True, frozen=True, gc=False):
-    """The first frame; frames of keys and records follow, `keys` keys in all."""
-
-    revision: int
-    keys: int
-
-
-class State(msgspec.Struct):
-    """What the store is, all of it: `keys` are those of `records`."""
-
-    revision: int
-    records: dict[bytes, Record]
-    keys: SortedKeys
-
-
-_Rows = list[tuple[bytes, Record]]
+_MAX_INT = (1 << 63) - 1
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(_Head).decode
-_decode_rows = msgspec.msgpack.Decoder(_Rows).decode
+_decode_head = msgspec.msgpack.Decoder(Head).decode
+_decode_leases = msgspec.msgpack.Decoder(list[LeaseResult]).decode
+_decode_records = msgspec.msgpack.Decoder(list[KeyValue]).decode
 
 
 class Snapshot(Iterator[bytes]):
-    """
-    The slices of `state` as it is now.
+    """The slices of a walk; dropping it, or `close`, gives it up."""
 
-    Before the store changes a key it calls `keep`.
-
-    Invariants: every key up to and including `_passed` that was there at the
-    beginning has been written.  For each key behind it that has changed
-    since, `_kept` has the record that it had, None if it had none.  `_removed`
-    is a heap of those keys in `_kept` that had one, so that the walk finds
-    them even if they are gone.
-    """
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._revision = state.revision
-        self._keys = len(state.records)
-        #: Keys still to be written; None before the head.
-        self._left: int | None = None
-        self._passed = b""
-        self._kept: dict[bytes, Record | None] = {}
-        self._removed: list[bytes] = []
-        self._superseded = False
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will be drawn."""
-        return self._left == 0
-
-    def close(self) -> None:
-        """Give it up; nothing happens if it is done."""
-        self._left = 0
-        self._kept.clear()
-        self._removed.clear()
-
-    def supersede(self) -> None:
-        """Give it up because another one begins; to draw on is a mistake then."""
-        if not self.done:
-            self._superseded = True
-            self.close()
-
-    def keep(self, key: bytes, record: Record | None) -> None:
-        """`key`, which has `record`, or none, is about to change."""
-        if key > self._passed and key not in self._kept:
-            self._kept[key] = record
-            if record is not None:
-                heappush(self._removed, key)
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        # The walk does not refer to this, so that both go when this is dropped.
+        self._slices = _slices(walk)
 
     def __next__(self) -> bytes:
-        if self._superseded:
-            raise RuntimeError("Another snapshot was begun; this one is at its end.")
-        if self._left is None:
-            self._left = self._keys
-            return frame(_encode(_Head(self._revision, self._keys)))
-        if self._left == 0:
-            raise StopIteration
-        begin = self._passed
-        rows = self._walk()
-        assert self._passed > begin, "keys that were there at the beginning are lost"
-        self._left -= len(rows)
-        if self._left == 0:
-            self.close()
-        return frame(_encode(rows))
+        return next(self._slices)
 
-    def _walk(self) -> _Rows:
-        """Go on along the keys until a slice is full; the keys and what they had."""
-        rows: _Rows = []
-        records, kept, removed = self._state.records, self._kept, self._removed
-        present = self._state.keys.range(self._passed + b"\0", None, SLICE_KEYS)
-        at_end = len(present) < SLICE_KEYS
-        position = size = 0
-        while size < SLICE_BYTES:
-            if position < len(present) and not (removed and removed[0] < present[position]):
-                key = present[position]
-                position += 1
-                if removed and removed[0] == key:
-                    heappop(removed)
-            elif removed and (at_end or position < len(present)):
-                key = heappop(removed)
-            else:
-                break
-            record = kept.pop(key) if key in kept else records[key]
-            self._passed = key
-            if record is not None:
-                rows.append((key, record))
-                size += len(key) + len(record.value) + _RECORD_BYTES
-        return rows
+    def close(self) -> None:
+        """Give it up; nothing happens if it is at its end."""
+        self._slices.close()
+        self._walk.close()
+
+
+def _slices(walk: Walk) -> Generator[bytes, None, None]:
+    yield frame(_encode(walk.head))
+    for section in walk.sections():
+        for rows in section:
+            yield frame(_encode(rows))
+        yield frame(b"")
+
+
+def digest(walk: Walk) -> Generator[None, None, bytes]:
+    """
+    A SHA-256 over the whole state, in steps as long as slices: the head, then
+    each row, and nil behind each section, all in MessagePack.
+
+    How a snapshot is cut into slices has no part in it.
+    """
+    sha256 = hashlib.sha256(_encode(walk.head))
+    for section in walk.sections():
+        for rows in section:
+            sha256.update(b"".join(map(_encode, rows)))
+            yield
+        sha256.update(_encode(None))
+    return sha256.digest()
+
+
+class State(msgspec.Struct):
+    """All that a store is."""
+
+    revision: int
+    compacted_revision: int
+    quota_bytes: int
+    versions: Versions
+
+
+#: Sections of a state: leases, keys, changes.
+_LEASES, _KEYS, _CHANGES, _END = range(4)
 
 
 @implementer(IRestore)
@@ -146,9 +90,14 @@ class Restore:
     def __init__(self, done: Callable[[State], None]) -> None:
         self._done = done
         self._frames = Unframer()
-        self._head: _Head | None = None
-        self._state = State(FIRST_REVISION, {}, SortedKeys())
+        self._head: Head | None = None
+        self._section = _LEASES
+        self._versions = Versions(FIRST_REVISION)
         self._last_key = b""
+        #: The revision that comes in, what it has changed so far, and of which keys.
+        self._revision = FIRST_REVISION
+        self._draft = Draft()
+        self._changed: set[bytes] = set()
         #: Nothing more may be written: it was finished, or it failed.
         self._over = False
 
@@ -169,43 +118,110 @@ class Restore:
 
     def _take(self, content: bytes) -> None:
         if self._head is None:
-            self._head = _decode_head(content)
-            self._state.revision = self._head.revision
-            if self._head.revision < FIRST_REVISION or self._head.keys < 0:
-                raise ValueError("The head of the state of a store makes no sense.")
-            return
-        if len(self._state.records) == self._head.keys:
+            self._take_head(_decode_head(content))
+        elif self._section == _END:
             raise ValueError("There is more than the state of the store.")
-        rows = _decode_rows(content)
-        last_key, revision = self._last_key, self._head.revision
-        for key, record in rows:
+        elif not content:
+            self._section += 1
+        elif self._section == _LEASES:
+            for lease in _decode_leases(content):
+                self._take_lease(lease)
+        elif self._section == _KEYS:
+            self._take_keys(_decode_records(content))
+        else:
+            for record in _decode_records(content):
+                self._take_change(record)
+
+    def _take_head(self, head: Head) -> None:
+        if (
+            not 0 <= head.compacted_revision <= head.revision <= _MAX_INT
+            or head.revision < FIRST_REVISION
+            or not 0 <= head.quota_bytes <= _MAX_INT
+            or head.keys < 0
+        ):
+            raise ValueError("The head of the state of a store makes no sense.")
+        self._head = head
+        self._revision = max(head.compacted_revision, FIRST_REVISION)
+        self._versions = Versions(self._revision)
+
+    def _take_lease(self, lease: LeaseResult) -> None:
+        leases = self._versions.leases
+        if (
+            lease.id in leases
+            or len(leases) >= MAX_LEASES
+            or not 0 < lease.id <= _MAX_INT
+            or not 0 < lease.ttl_ms <= _MAX_INT
+        ):
+            raise ValueError(f"The lease {lease.id} is there twice, or makes no sense.")
+        leases.grant(lease)
+
+    def _take_keys(self, records: list[KeyValue]) -> None:
+        assert self._head is not None
+        versions, compacted, last_key = self._versions, self._revision, self._last_key
+        for record in records:
+            key = record.key
             if key <= last_key:
                 raise ValueError("The keys of a store are not in order.")
             last_key = key
-            if not _possible(record, revision):
+            if not _possible(record, compacted):
                 raise ValueError(f"The record of key {key!r} makes no sense.")
+            if record.create_revision == record.mod_revision:
+                # One number rather than two equal ones, of which there are many.
+                force_setattr(record, "create_revision", record.mod_revision)
+            if record.lease:
+                versions.leases.attach(record.lease, key)
+            versions.size_bytes += size_of(record)
         self._last_key = last_key
-        self._state.records.update(rows)
-        self._state.keys.extend([key for key, _ in rows])
-        if len(self._state.records) > self._head.keys:
-            raise ValueError("There are more keys than the state of the store has.")
+        versions.records.update((record.key, record) for record in records)
+        versions.live.extend([record.key for record in records])
+
+    def _take_change(self, record: KeyValue) -> None:
+        assert self._head is not None
+        versions, key, revision = self._versions, record.key, record.mod_revision
+        if revision != self._revision or not self._draft:
+            self._complete_revision()
+            if revision != self._revision + 1 or revision > self._head.revision:
+                raise ValueError("The revisions of a store are not in order.")
+            self._revision = revision
+        if key in self._changed:
+            raise ValueError(f"Revision {revision} changes the key {key!r} twice.")
+        self._changed.add(key)
+        if record.version:
+            made = versions.put(key, record.value, record.lease, revision)
+        elif key in versions.records:
+            made = versions.delete(key, revision)
+        else:
+            raise ValueError(
+                f"Revision {revision} deletes the key {key!r}, which is not there."
+            )
+        if made != record or not key or not 0 <= record.lease <= _MAX_INT:
+            raise ValueError(f"What revision {revision} did to the key {key!r} makes no sense.")
+        self._draft.add(made)
+
+    def _complete_revision(self) -> None:
+        if self._draft:
+            self._versions.history.append(self._draft.change())
+            self._draft = Draft()
+            self._changed.clear()
 
     def finish(self) -> None:
         """See `IRestore.finish`."""
         over, self._over = self._over, True
-        if (
-            over
-            or self._head is None
-            or len(self._state.records) != self._head.keys
-            or self._frames.take_rest()
-        ):
+        head, versions = self._head, self._versions
+        if over or head is None or self._section != _END or self._frames.take_rest():
             raise ValueError("The state of the store is not complete, or there is more.")
-        self._done(self._state)
+        self._complete_revision()
+        if self._revision != head.revision or len(versions.records) != head.keys:
+            raise ValueError("The state of the store has other revisions or keys than it says.")
+        orphan = versions.leases.orphan()
+        if orphan:
+            raise ValueError(f"There are keys of the lease {orphan}, which is not there.")
+        self._done(State(head.revision, head.compacted_revision, head.quota_bytes, versions))
 
 
-def _possible(record: Record, revision: int) -> bool:
+def _possible(record: KeyValue, revision: int) -> bool:
     return (
         FIRST_REVISION < record.create_revision <= record.mod_revision <= revision
         and 0 < record.version <= record.mod_revision - record.create_revision + 1
-        and record.lease >= 0
+        and 0 <= record.lease <= _MAX_INT
     )

@@ -1,119 +1,223 @@
 """
-The key-value state machine: revisions in the manner of etcd v3.
+The key-value state machine: multi-version, in the manner of etcd v3.
 
 An empty store is at revision 1.  Whatever changes something makes one new
 revision; whatever changes nothing keeps it.  Everything here is a function of
 the commands applied so far and of nothing else, so that equal logs give equal
 digests.
+
+Whatever may take long is applied in steps.  In between, and always, readers
+see the last complete revision.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Generator
-from weakref import ReferenceType, ref
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+from weakref import WeakSet
 
-import msgspec
 from zope.interface import implementer
 
 from raftd.core.messages import Command
-from raftd.interfaces import DeleteResult, IStateMachine, PutResult
-from raftd.kv.keys import SortedKeys
+from raftd.interfaces import IStateMachine
+from raftd.kv.execution import Execution
+from raftd.kv.history import ChangedKeys
+from raftd.kv.interfaces import Event
 from raftd.kv.operations import (
-    EMPTY_KEY,
-    LEASE_NOT_FOUND,
+    Checkpoint,
+    Compact,
     DeleteRange,
+    DeleteRangeWith,
+    GrantLease,
     Put,
-    Refusal,
+    Range,
+    RevokeLease,
+    SetQuota,
+    Transaction,
     decode_operation,
+)
+from raftd.kv.ranges import MAX_RANGE_BYTES, Budget, View, evaluate
+from raftd.kv.records import FIRST_REVISION, VERSION_OVERHEAD_BYTES, tombstone
+from raftd.kv.refusals import REFUSALS, Refusal, compacted, error_of, future_revision
+from raftd.kv.results import (
+    CompactResult,
+    KeyValue,
+    LeaseResult,
+    NoResult,
+    PutResult,
+    RangeResult,
+    Result,
     encode_result,
 )
-from raftd.kv.records import FIRST_REVISION, Record
-from raftd.kv.snapshots import Restore, Snapshot, State
+from raftd.kv.snapshots import Restore, Snapshot, State, digest
+from raftd.kv.transactions import Chosen, SimpleStep, choose, refusal_of, simple_steps
+from raftd.kv.versions import Versions
+from raftd.kv.walks import Head, Walk
 
-#: Keys found, or removed, in one step of a range delete: a few milliseconds.
-STEP_KEYS = 4096
+T = TypeVar("T")
 
-#: As the end of a range: there is no end.
-EVERY_KEY = b"\0"
+#: An operation being carried out, in steps; what it came to.
+Steps = Generator[None, None, Result | Refusal]
 
 
 @implementer(IStateMachine)
 class Store:
-    """Keys and their records, changed only by `apply`."""
+    """
+    Keys, their versions, and leases, changed only by `apply`.
+
+    Invariant: `_versions` has nothing above `revision` but what the operation
+    under way has written so far.
+    """
 
     def __init__(self) -> None:
-        #: The last revision made; it never goes back.
+        #: The last complete revision; it never goes back.
         self.revision = FIRST_REVISION
-        self._records: dict[bytes, Record] = {}
-        #: The keys of `_records`, in order.
-        self._keys = SortedKeys()
-        #: The snapshot that is being drawn, unless it was dropped.
-        self._snapshot: ReferenceType[Snapshot] | None = None
-        #: The range that is being deleted: what is left of it in `_records`, and
-        #: not in `_keys`, is there for nobody any more.
-        self._going: Callable[[bytes], bool] | None = None
-        self._going_keys = 0
+        #: The oldest revision that can be read; 0: nothing was compacted yet.
+        self.compacted_revision = 0
+        #: What `size_bytes` may grow to; 0: no bound.
+        self.quota_bytes = 0
+        #: Called, from within `apply` or the end of a restore, whenever
+        #: `revision` or `compacted_revision` has changed.
+        self.on_change: Callable[[], None] | None = None
+        #: Called from within `apply` with the index and the content of a checkpoint.
+        self.on_checkpoint: Callable[[int, Checkpoint], None] | None = None
+        self._versions = Versions(FIRST_REVISION)
+        #: Keys and bytes before the operation under way; None between operations.
+        self._before: tuple[int, int] | None = None
+        #: Those that are being drawn.
+        self._walks: WeakSet[Walk] = WeakSet()
 
     # -- reading ---------------------------------------------------------------
 
-    def get(self, key: bytes) -> Record | None:
-        """The record of `key`, None if there is none."""
-        if self._going is not None and self._going(key):
-            return None
-        return self._records.get(key)
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
+        """
+        The record of `key`, None if there is none; as of `revision`, 0 for now.
+
+        `Compacted`, `FutureRevision` raised.
+        """
+        versions = self._versions
+        if revision <= 0:
+            if versions.newest <= self.revision:
+                return versions.records.get(key)
+            revision = self.revision
+        self._check_readable(revision)
+        return versions.at(key, revision)
+
+    def range(self, query: Range) -> RangeResult:
+        """
+        The records of a range, as of the last complete revision unless `query` says.
+
+        `BadRequest`, `Compacted`, `FutureRevision` raised.  A range that is
+        sorted or filtered looks at all its keys, and may take long:
+        `range_walk` does it in steps.
+        """
+        return _drained(self.range_walk(query))
+
+    def range_walk(self, query: Range) -> Generator[None, None, RangeResult]:
+        """
+        The same as of this call, in steps of a few milliseconds, between which
+        operations may be applied; `Compacted` raised if one of them has made
+        it impossible.
+        """
+        if not query.key:
+            raise error_of(REFUSALS["empty_key"])
+        revision = query.revision if query.revision > 0 else self.revision
+        self._check_readable(revision)
+        return self._range_steps(query, revision)
+
+    def _range_steps(self, query: Range, revision: int) -> Generator[None, None, RangeResult]:
+        view, budget = View(self._versions, revision), Budget(MAX_RANGE_BYTES)
+        steps = evaluate(view, query, self.revision, budget)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: RangeResult = end.value
+                return result
+            yield
+            self._check_readable(revision)
+
+    def _check_readable(self, revision: int) -> None:
+        if revision > self.revision:
+            raise error_of(future_revision(self.revision))
+        if revision < self.compacted_revision:
+            raise error_of(compacted(self.compacted_revision))
+
+    def changed_keys(self, revision: int) -> Sequence[bytes]:
+        """
+        The keys that `revision` changed, in order, each once; nothing is copied.
+
+        `revision` is above `compacted_revision` and at most `self.revision`.
+        """
+        return ChangedKeys(self._versions.history.at(revision))
+
+    def event(self, key: bytes, revision: int, previous: bool) -> Event:
+        """What `revision`, which has changed `key`, did to it; for `revision` see above."""
+        at = self._versions.at
+        record = at(key, revision) or tombstone(key, revision)
+        return Event(record, at(key, revision - 1) if previous else None)
 
     def __len__(self) -> int:
         """How many keys there are."""
-        return len(self._records) - self._going_keys
+        return len(self._versions.records) if self._before is None else self._before[0]
 
-    def digest(self) -> bytes:
+    @property
+    def size_bytes(self) -> int:
         """
-        A SHA-256 over the whole state: equal states give equal digests.
-
-        For comparing nodes; it reads everything and takes its time.
+        What all versions take that are kept, tombstones too: keys, values, and
+        `raftd.kv.records.VERSION_OVERHEAD_BYTES` each.
         """
-        digest = hashlib.sha256()
-        encode = msgspec.msgpack.Encoder().encode
-        digest.update(encode(self.revision))
-        for key in self._keys:
-            digest.update(encode((key, self._records[key])))
-        return digest.digest()
+        return self._versions.size_bytes if self._before is None else self._before[1]
 
-    # -- snapshots -------------------------------------------------------------
+    def leases(self) -> list[LeaseResult]:
+        """All leases, in the order of their ids."""
+        return self._versions.leases.sorted()
+
+    def lease(self, id: int) -> LeaseResult | None:
+        """A lease, None if there is none."""
+        return self._versions.leases.get(id)
+
+    def lease_keys(self, id: int, limit: int) -> list[bytes]:
+        """
+        The first keys of a lease, in order; none if there is no such lease.
+
+        While a change is under way it may have fewer already.
+        """
+        return self._versions.leases.keys(id, b"", limit)
+
+    # -- the state as a whole ----------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """
-        The state as of this call (`IStateMachine.snapshot`, `raftd.kv.snapshots`).
+        """The state as of this call (`IStateMachine.snapshot`); drawn alone or with others."""
+        return Snapshot(self._walk())
 
-        One is drawn at a time: a new one ends the one before, which then
-        raises `RuntimeError` if it is drawn on.
-        """
-        before = self._drawn()
-        if before is not None:
-            before.supersede()
-        snapshot = Snapshot(State(self.revision, self._records, self._keys))
-        # Only a weak one: whoever drops an iterator half-way has given it up.
-        self._snapshot = ref(snapshot)
-        return snapshot
+    def digest(self) -> bytes:
+        """A SHA-256 over the whole state: equal states give equal digests."""
+        return _drained(self.digest_walk())
+
+    def digest_walk(self) -> Generator[None, None, bytes]:
+        """The digest as of this call, in steps of a few milliseconds, whatever is applied."""
+        return digest(self._walk())
+
+    def _walk(self) -> Walk:
+        head = Head(self.revision, self.compacted_revision, self.quota_bytes, len(self))
+        walk = Walk(self._versions, head)
+        # Only a weak one: whoever drops a walk half-way has given it up.
+        self._walks.add(walk)
+        return walk
 
     def restore(self) -> Restore:
         """Begin to take over another store's state (`IStateMachine.restore`)."""
         return Restore(self._become)
 
     def _become(self, state: State) -> None:
-        # A snapshot of the old state goes on with the old keys and records,
-        # which nobody changes any more.
-        self._snapshot = None
-        self.revision, self._records, self._keys = state.revision, state.records, state.keys
-
-    def _drawn(self) -> Snapshot | None:
-        """The snapshot that is being drawn, if there is one."""
-        snapshot = None if self._snapshot is None else self._snapshot()
-        if snapshot is None or snapshot.done:
-            self._snapshot = None
-            return None
-        return snapshot
+        # Walks of the old state go on with its versions, which nobody changes any more.
+        self._walks = WeakSet()
+        self._versions = state.versions
+        self.revision = state.revision
+        self.compacted_revision = state.compacted_revision
+        self.quota_bytes = state.quota_bytes
+        self._changed()
 
     # -- changing --------------------------------------------------------------
 
@@ -123,82 +227,148 @@ class Store:
         """
         Carry out an operation (`IStateMachine.apply`).
 
-        The result is an encoded `PutResult` or `DeleteResult`, or a `Refusal`
-        if the operation changed nothing because it cannot be carried out, as
-        when its bytes mean nothing to this version (`raftd.kv.operations`).
+        The result is an encoded `Result`, or a `Refusal` if the operation
+        changed nothing because it cannot be carried out, as when its bytes
+        mean nothing to this version (`raftd.kv.operations`).
         """
         operation = decode_operation(command.operation)
         if isinstance(operation, Put):
             return encode_result(self._put(operation))
         if isinstance(operation, Refusal):
             return encode_result(operation)
-        if not operation.key:
-            return encode_result(EMPTY_KEY)
-        if not operation.range_end:
-            return encode_result(self._delete(operation.key))
-        return self._delete_range(operation)
+        if isinstance(operation, SetQuota):
+            self.quota_bytes = operation.quota_bytes
+            return _NO_RESULT
+        if isinstance(operation, Checkpoint):
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(index, operation)
+            return _NO_RESULT
+        if isinstance(operation, Transaction):
+            steps = self._transaction(operation)
+        elif isinstance(operation, Compact):
+            steps = self._compact(operation.revision)
+        elif isinstance(operation, RevokeLease):
+            steps = self._revoke(operation.id)
+        elif isinstance(operation, DeleteRange):
+            steps = self._single(DeleteRangeWith(operation.key, operation.range_end))
+        else:
+            steps = self._single(operation)
+        return self._begin(steps)
 
     def _put(self, put: Put) -> PutResult | Refusal:
-        key = put.key
+        """The commonest operation, on its shortest way; see `Execution` for the others."""
+        key, lease, versions = put.key, put.lease, self._versions
         if not key:
-            return EMPTY_KEY
-        if put.lease:
-            # None was ever granted, for there is no operation that grants one.
-            return LEASE_NOT_FOUND
-        self.revision = revision = self.revision + 1
-        old = self._records.get(key)
-        if self._snapshot is not None and (snapshot := self._drawn()) is not None:
-            snapshot.keep(key, old)
-        if old is None:
-            self._keys.add(key)
-            self._records[key] = Record(put.value, revision, revision, 1)
-            return PutResult(revision, True)
-        self._records[key] = Record(put.value, old.create_revision, revision, old.version + 1)
-        return PutResult(revision, False)
+            return REFUSALS["empty_key"]
+        if lease and lease not in versions.leases:
+            return REFUSALS["lease_not_found"]
+        if self.quota_bytes:
+            growth = len(key) + len(put.value) + VERSION_OVERHEAD_BYTES
+            if versions.size_bytes + growth > self.quota_bytes:
+                return REFUSALS["no_space"]
+        revision = self.revision + 1
+        record = versions.put(key, put.value, lease, revision)
+        versions.history.append(record)
+        self.revision = revision
+        if self.on_change is not None:
+            self.on_change()
+        return PutResult(revision, record.version == 1)
 
-    def _delete(self, key: bytes) -> DeleteResult:
-        old = self._records.get(key)
-        if old is None:
-            return DeleteResult(self.revision, 0)
-        if (snapshot := self._drawn()) is not None:
-            snapshot.keep(key, old)
-        self.revision += 1
-        del self._records[key]
-        self._keys.remove(key)
-        return DeleteResult(self.revision, 1)
+    def _begin(self, steps: Steps) -> bytes | Generator[None, None, bytes]:
+        """Whatever is done within one step is done at once."""
+        self._before = (len(self._versions.records), self._versions.size_bytes)
+        try:
+            next(steps)
+        except StopIteration as end:
+            self._before = None
+            return encode_result(end.value)
+        return self._go_on(steps)
 
-    def _delete_range(self, operation: DeleteRange) -> Generator[None, None, bytes]:
-        """
-        Find the keys step by step, make them all invisible at once, and remove
-        them step by step: a read in between sees either all or none of the change.
-        """
-        start = operation.key
-        end = None if operation.range_end == EVERY_KEY else operation.range_end
-        found: list[bytes] = []
-        # Nothing else is applied meanwhile, so the keys stay as they are.
-        while step := self._keys.range(start, end, STEP_KEYS):
-            if (snapshot := self._drawn()) is not None:
-                for key in step:
-                    snapshot.keep(key, self._records[key])
-            found += step
-            start = step[-1] + b"\0"
-            yield
-        if found:
-            self.revision += 1
-            self._keys.remove_range(operation.key, end)
-            self._going, self._going_keys = _inside(operation.key, end), len(found)
-            for begin in range(0, len(found), STEP_KEYS):
-                step = found[begin : begin + STEP_KEYS]
-                for key in step:
-                    del self._records[key]
-                self._going_keys -= len(step)
-                yield
-            self._going = None
-        return encode_result(DeleteResult(self.revision, len(found)))
+    def _go_on(self, steps: Steps) -> Generator[None, None, bytes]:
+        yield
+        result = yield from steps
+        self._before = None
+        return encode_result(result)
+
+    def _single(self, step: SimpleStep) -> Steps:
+        if not isinstance(step, GrantLease) and not step.key:
+            return REFUSALS["empty_key"]
+        execution = self._execution()
+        refusal = execution.obstacle((step,), self.quota_bytes)
+        if refusal is not None:
+            return refusal
+        result = yield from execution.step(step)
+        self._commit(execution)
+        return result
+
+    def _transaction(self, transaction: Transaction) -> Steps:
+        refusal = refusal_of(transaction)
+        if refusal is not None:
+            return refusal
+        chosen: Chosen = yield from choose(transaction, View(self._versions, self.revision))
+        execution = self._execution()
+        refusal = execution.obstacle(simple_steps(chosen), self.quota_bytes)
+        if refusal is not None:
+            return refusal
+        result = yield from execution.carry_out(chosen)
+        self._commit(execution)
+        return result
+
+    def _revoke(self, id: int) -> Steps:
+        leases = self._versions.leases
+        if id not in leases:
+            return REFUSALS["lease_not_found"]
+        execution = self._execution()
+        result = yield from execution.revoke(id)
+        leases.drop(id)
+        self._commit(execution)
+        return result
+
+    def _compact(self, revision: int) -> Steps:
+        if revision <= self.compacted_revision:
+            return compacted(self.compacted_revision)
+        if revision > self.revision:
+            return future_revision(self.revision)
+        # A walk that begins while this goes on is as of this compaction already.
+        walks = [walk for walk in self._walks if not walk.done]
+
+        def keep(record: KeyValue) -> None:
+            for walk in walks:
+                walk.keep(record)
+
+        self.compacted_revision = revision
+        self._changed()
+        yield from self._versions.compact(revision, keep)
+        return CompactResult(revision)
+
+    def _execution(self) -> Execution:
+        return Execution(self._versions, self.revision, self.compacted_revision)
+
+    def _commit(self, execution: Execution) -> None:
+        """What was written is complete: it is visible from here on."""
+        self._before = None
+        for lease in execution.granted.values():
+            self._versions.leases.grant(lease)
+        if execution.draft:
+            self._versions.history.append(execution.draft.change())
+        assert self._versions.history.last == execution.revision, "a revision is lost"
+        if execution.revision != self.revision:
+            self.revision = execution.revision
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
 
-def _inside(start: bytes, end: bytes | None) -> Callable[[bytes], bool]:
-    """Whether a key is in the range."""
-    if end is None:
-        return lambda key: start <= key
-    return lambda key: start <= key < end
+_NO_RESULT = encode_result(NoResult())
+
+
+def _drained(steps: Generator[None, None, T]) -> T:
+    """All steps at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value

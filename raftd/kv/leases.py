@@ -1,0 +1,100 @@
+"""
+Leases, as far as they are replicated: their ids, their times to live, their keys.
+
+Whether one has expired is for the leader to say, who then proposes to revoke it.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from raftd.kv.keys import SortedKeys
+from raftd.kv.results import LeaseResult
+
+#: Leases that there may be at once.  It is part of what the state machine is,
+#: and changes only with the format of snapshots.
+MAX_LEASES = 100_000
+
+
+class Leases:
+    """
+    Invariant: a key is in `_keys` under the lease of its newest version, if
+    that has one and is no tombstone, and under no other.
+    """
+
+    __slots__ = ("_granted", "_keys")
+
+    def __init__(self) -> None:
+        #: In the order in which they were granted.
+        self._granted: dict[int, LeaseResult] = {}
+        #: Most leases have one key, and that alone is then here.
+        self._keys: dict[int, bytes | SortedKeys] = {}
+
+    def __len__(self) -> int:
+        return len(self._granted)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._granted
+
+    def get(self, id: int) -> LeaseResult | None:
+        """The lease, None if there is none."""
+        return self._granted.get(id)
+
+    def pinned(self) -> list[LeaseResult]:
+        """All leases, in the order in which they were granted."""
+        return list(self._granted.values())
+
+    def sorted(self) -> list[LeaseResult]:
+        """All leases, in the order of their ids."""
+        return sorted(self._granted.values(), key=attrgetter("id"))
+
+    def grant(self, lease: LeaseResult) -> None:
+        """Add a lease, which must not be there."""
+        self._granted[lease.id] = lease
+
+    def drop(self, id: int) -> None:
+        """Remove a lease and forget what keys it had."""
+        del self._granted[id]
+        self._keys.pop(id, None)
+
+    def attach(self, id: int, key: bytes) -> None:
+        """`key`, which is not there, belongs to the lease now."""
+        keys = self._keys.get(id)
+        if keys is None:
+            self._keys[id] = key
+            return
+        if isinstance(keys, bytes):
+            single, keys = keys, SortedKeys()
+            self._keys[id] = keys
+            keys.add(single)
+        keys.add(key)
+
+    def detach(self, id: int, key: bytes) -> None:
+        """`key` does not belong to the lease any more."""
+        keys = self._keys[id]
+        if isinstance(keys, bytes):
+            del self._keys[id]
+            return
+        keys.remove(key)
+        if not keys:
+            del self._keys[id]
+
+    def keys(self, id: int, start: bytes, limit: int) -> list[bytes]:
+        """The first `limit` keys of the lease from `start` on, in order."""
+        keys = self._keys.get(id)
+        if keys is None:
+            return []
+        if isinstance(keys, bytes):
+            return [keys] if keys >= start and limit > 0 else []
+        return keys.range(start, None, limit)
+
+    def count(self, id: int) -> int:
+        """How many keys the lease has."""
+        keys = self._keys.get(id)
+        if keys is None:
+            return 0
+        return 1 if isinstance(keys, bytes) else keys.count(b"", None)
+
+    def orphan(self) -> int:
+        """The id of a lease that has keys and was never granted; 0 if there is none."""
+        return next((id for id in self._keys if id not in self._granted), 0)

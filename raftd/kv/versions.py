@@ -1,0 +1,228 @@
+"""
+Every version of every key that can still be read.
+
+The newest version of a key that is there is in one dictionary, older ones
+beside it, so that most keys cost no container of their own.  A reader sees the
+versions as of a revision: what a later one has written or deleted already, in
+steps, is not there for it (`raftd.kv.ranges`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Sequence
+from operator import attrgetter
+
+from raftd.kv.history import Draft, History, parts_of
+from raftd.kv.keys import SortedKeys
+from raftd.kv.leases import Leases
+from raftd.kv.records import size_of, tombstone
+from raftd.kv.results import KeyValue
+
+#: Keys that one step of a long operation looks at or changes: one to three milliseconds.
+STEP_KEYS = 1024
+
+#: Up to so many older versions of a key are a tuple, which the garbage
+#: collector soon leaves alone; more are a list, to which another is added
+#: without a copy.
+MAX_TUPLE_VERSIONS = 16
+
+_mod_revision = attrgetter("mod_revision")
+
+
+class Versions:
+    """
+    Invariants: a key is in `live` if it has a newest version in `records`, and
+    in `deleted` if that was deleted and older versions are still there; never
+    in both.  `_older[key]` are all but the newest version, ascending, and, if
+    the key was deleted, the tombstone too; at most one of them is at or below
+    the compacted revision, and then it is no tombstone.  `newest` is the
+    greatest revision that has written anything, complete or not.  `size_bytes`
+    is the sum of `size_of` over all versions and tombstones.
+    """
+
+    __slots__ = (
+        "_older",
+        "deleted",
+        "history",
+        "leases",
+        "live",
+        "newest",
+        "records",
+        "size_bytes",
+    )
+
+    def __init__(self, forgotten: int) -> None:
+        """Nothing yet; the first change will be that of the revision behind `forgotten`."""
+        self.records: dict[bytes, KeyValue] = {}
+        self._older: dict[bytes, tuple[KeyValue, ...] | list[KeyValue]] = {}
+        self.live = SortedKeys()
+        self.deleted = SortedKeys()
+        self.leases = Leases()
+        self.history = History(forgotten)
+        self.newest = forgotten
+        self.size_bytes = 0
+
+    # -- reading ---------------------------------------------------------------
+
+    def at(self, key: bytes, revision: int) -> KeyValue | None:
+        """What `key` was as of `revision`; None if it was not there."""
+        record = self.records.get(key)
+        if record is not None and record.mod_revision <= revision:
+            return record
+        older = self._older.get(key)
+        if older is None:
+            return None
+        i = bisect_right(older, revision, key=_mod_revision)
+        if not i:
+            return None
+        record = older[i - 1]
+        return record if record.version else None
+
+    def keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The first `limit` keys of a range that have any version, deleted ones too."""
+        live = self.live.range(start, end, limit)
+        deleted = self.deleted.range(start, end, limit)
+        return sorted(live + deleted)[:limit] if deleted else live
+
+    def last_keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
+        """The last `limit` of them, the last one first."""
+        live = self.live.last(start, end, limit)
+        deleted = self.deleted.last(start, end, limit)
+        return sorted(live + deleted, reverse=True)[:limit] if deleted else live
+
+    # -- writing ---------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, lease: int, revision: int) -> KeyValue:
+        """A new version of `key`, which `revision` has not changed before."""
+        self.newest = revision
+        old = self.records.get(key)
+        if old is None:
+            self._revive(key)
+            record = KeyValue(key, value, revision, revision, 1, lease)
+            if lease:
+                self.leases.attach(lease, key)
+        else:
+            key = old.key  # not another object with the same bytes
+            record = KeyValue(key, value, old.create_revision, revision, old.version + 1, lease)
+            self._set_aside(key, old)
+            if lease != old.lease:
+                if old.lease:
+                    self.leases.detach(old.lease, key)
+                if lease:
+                    self.leases.attach(lease, key)
+        self.records[key] = record
+        self.size_bytes += size_of(record)
+        return record
+
+    def _revive(self, key: bytes) -> None:
+        """`key` is not in `records` and will be."""
+        if key in self._older:
+            self.deleted.remove(key)
+        self.live.add(key)
+
+    def _set_aside(self, key: bytes, record: KeyValue) -> None:
+        older = self._older.get(key)
+        if older is None:
+            self._older[key] = (record,)
+        elif isinstance(older, list):
+            older.append(record)
+        elif len(older) < MAX_TUPLE_VERSIONS:
+            self._older[key] = (*older, record)
+        else:
+            self._older[key] = [*older, record]
+
+    def delete(self, key: bytes, revision: int) -> KeyValue:
+        """Delete `key`, which must be there; its tombstone."""
+        self.newest = revision
+        gone = self._bury(key, revision)
+        self.live.remove(key)
+        self.deleted.add(gone.key)
+        return gone
+
+    def delete_all(self, keys: Sequence[bytes], revision: int, draft: Draft) -> None:
+        """Delete `keys`: all that are there from the first to the last, in order."""
+        self.newest = revision
+        for key in keys:
+            draft.add(self._bury(key, revision))
+        self.live.remove_range(keys[0], keys[-1] + b"\0")
+        self.deleted.update(keys)
+
+    def _bury(self, key: bytes, revision: int) -> KeyValue:
+        """Everything about a delete but `live` and `deleted`; the tombstone."""
+        old = self.records.pop(key)
+        gone = tombstone(old.key, revision)
+        self._set_aside(old.key, old)
+        self._set_aside(old.key, gone)
+        self.size_bytes += size_of(gone)
+        if old.lease:
+            self.leases.detach(old.lease, key)
+        return gone
+
+    # -- compacting ------------------------------------------------------------
+
+    def compact(
+        self, revision: int, keep: Callable[[KeyValue], None]
+    ) -> Generator[None, None, None]:
+        """
+        Remove, in steps, what only revisions below `revision` show.
+
+        `keep` is called with each version, tombstones not, that is removed.
+        Nothing must be written meanwhile.  What revisions from `revision` on
+        show is the same all the time.
+        """
+        history, done = self.history, 0
+        while history.forgotten < revision:
+            changes = history.take(revision)
+            # Each part is let go of as soon as it is done: freeing takes its time too.
+            while changes:
+                parts = list(reversed(parts_of(changes.pop())))
+                while parts:
+                    for record in parts[-1]:
+                        self._supersede(record, revision, keep)
+                    done += len(parts.pop())
+                    if done >= STEP_KEYS:
+                        done = 0
+                        yield
+        if not self._older:
+            # A dictionary does not give back its room by itself.
+            self._older = {}
+
+    def _supersede(
+        self, record: KeyValue, revision: int, keep: Callable[[KeyValue], None]
+    ) -> None:
+        """
+        Remove the version before `record`, which made it invisible from
+        `revision` on; and `record` itself if it is a tombstone and the last
+        that `revision` shows.
+        """
+        key = record.key
+        older = self._older.get(key)
+        if older is None:
+            return
+        newest = self.records.get(key)
+        if newest is not None and newest.mod_revision == record.mod_revision:
+            i = len(older)
+        else:
+            i = bisect_left(older, record.mod_revision, key=_mod_revision)
+        if i:
+            previous = older[i - 1]
+            self.size_bytes -= size_of(previous)
+            if previous.version:
+                keep(previous)
+        if i < len(older):
+            following = older[i + 1] if i + 1 < len(older) else newest
+            if following is not None and following.mod_revision <= revision:
+                # It comes about itself, and all of this key goes at once then.
+                return
+            if not record.version:
+                self.size_bytes -= size_of(record)
+                i += 1
+        if i == len(older):
+            del self._older[key]
+            if newest is None:
+                self.deleted.remove(key)
+        elif i:
+            # A new one: a walk may look at the old one.
+            rest = older[i:]
+            self._older[key] = tuple(rest) if len(rest) <= MAX_TUPLE_VERSIONS else rest
