@@ -9,8 +9,16 @@ import msgspec
 from raftd.errors import (
     BadRequest,
     ChangeRefused,
+    Compacted,
     DidNotHappen,
+    FutureRevision,
+    IdempotencyKeyReused,
+    IdempotencyTableFull,
+    LeaseExists,
+    LeaseNotFound,
+    NoSpace,
     NotLeader,
+    OutcomeUnknown,
     RaftdError,
     TooLarge,
 )
@@ -19,11 +27,25 @@ from raftd.interfaces import IRequest
 #: When to try again, in seconds: about the time that an election takes.
 RETRY_AFTER = (b"Retry-After", b"1")
 
+#: Idempotency keys go one by one as their hour ends.
+_RETRY_MUCH_LATER = (b"Retry-After", b"60")
+
 #: What is read must not be answered from somebody's cache, which knows nothing
 #: of later writes.
 NO_CACHE = (b"Cache-Control", b"no-cache")
 
+JSON = b"application/json"
+OCTETS = b"application/octet-stream"
+#: A value is whatever somebody stored: no browser may take it for a page.
+NOSNIFF = (b"X-Content-Type-Options", b"nosniff")
+
 _encode = msgspec.json.Encoder().encode
+
+
+class UnsupportedMediaType(BadRequest):
+    """The body is in a form that is not taken here."""
+
+    code = "unsupported_media_type"
 
 
 def json(
@@ -33,7 +55,7 @@ def json(
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer with `value` and a line break, so that a terminal shows it well."""
-    request.respond(status, _encode(value) + b"\n", b"application/json", headers)
+    request.respond(status, _encode(value) + b"\n", JSON, headers)
 
 
 def error(
@@ -63,16 +85,28 @@ def options(request: IRequest, allow: bytes) -> None:
     request.respond(204, headers=((b"Allow", allow),))
 
 
+def unavailable(request: IRequest, code: str, message: str) -> None:
+    """Nothing was changed, and the same request may succeed a moment later."""
+    error(request, 503, code, message, (RETRY_AFTER,))
+
+
 def failed_write(request: IRequest, reason: RaftdError) -> None:
     """
-    400 or 413 if the write is wrong, 503 if it certainly did not happen.
+    4xx if the write is wrong, 503 or 507 if it certainly did not happen.
 
     Whatever else went wrong, it may have happened: 504.
     """
-    if not isinstance(reason, DidNotHappen):
-        error(request, 504, "outcome_unknown", _sentence(reason))
-    else:
+    if isinstance(reason, DidNotHappen):
         _did_not_happen(request, reason)
+    else:
+        error(request, 504, "outcome_unknown", _sentence(reason))
+
+
+def failed_result(request: IRequest, outcome: object) -> None:
+    """Answer a write of which this came instead of its result: an error, or a defect."""
+    if not isinstance(outcome, RaftdError):
+        outcome = OutcomeUnknown("The store answered something else than was asked.")
+    failed_write(request, outcome)
 
 
 def failed_change(request: IRequest, reason: RaftdError) -> None:
@@ -85,20 +119,42 @@ def failed_change(request: IRequest, reason: RaftdError) -> None:
 
 def failed_read(request: IRequest, reason: RaftdError) -> None:
     """As a write, but a read that failed has no unknown outcome: 503."""
-    _did_not_happen(request, reason)
-
-
-def _did_not_happen(request: IRequest, reason: RaftdError) -> None:
-    if isinstance(reason, TooLarge):
-        error(request, 413, "too_large", _sentence(reason))
-    elif isinstance(reason, BadRequest):
-        error(request, 400, reason.code, _sentence(reason))
+    if isinstance(reason, DidNotHappen):
+        _did_not_happen(request, reason)
     else:
+        unavailable(request, "unavailable", _sentence(reason))
+
+
+#: What each family of errors is in HTTP's words; whatever else did not happen is 503.
+_STATUSES: tuple[tuple[type[DidNotHappen], int], ...] = (
+    (TooLarge, 413),
+    (UnsupportedMediaType, 415),
+    (BadRequest, 400),
+    (LeaseNotFound, 404),
+    (LeaseExists, 409),
+    (Compacted, 410),
+    (IdempotencyKeyReused, 422),
+    (IdempotencyTableFull, 429),
+    (NoSpace, 507),
+)
+
+
+def _did_not_happen(request: IRequest, reason: DidNotHappen) -> None:
+    status = next((status for kind, status in _STATUSES if isinstance(reason, kind)), 0)
+    if not status:
         # To a client it is all the same which node was not the leader.
         code = "no_leader" if isinstance(reason, NotLeader) else reason.code
-        if not isinstance(reason, DidNotHappen):
-            code = "unavailable"
-        error(request, 503, code, _sentence(reason), (RETRY_AFTER,))
+        unavailable(request, code, _sentence(reason))
+        return
+    value: dict[str, object] = {"error": reason.code, "message": _sentence(reason)}
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    if isinstance(reason, Compacted):
+        value["compacted_revision"] = reason.revision
+    elif isinstance(reason, FutureRevision):
+        value["revision"] = reason.revision
+    elif isinstance(reason, IdempotencyTableFull):
+        headers = (_RETRY_MUCH_LATER,)
+    json(request, status, value, headers)
 
 
 def _sentence(reason: RaftdError) -> str:

@@ -24,18 +24,21 @@ def parse(body: bytes, example: str) -> dict[str, object]:
     if len(body) > MAX_JSON_BYTES:
         raise TooLarge(f"A body of more than {MAX_JSON_BYTES} bytes is not read here.")
     try:
-        value = loads(body.decode("utf-8"), object_pairs_hook=_distinct)
+        value = loads(body.decode("utf-8"), object_pairs_hook=distinct)
     except (ValueError, RecursionError):
         raise BadRequest(f"The body is not JSON; it may be {example}.") from None
     return as_object(value, "The body", example)
 
 
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """What `json.loads` is to make of an object (`object_pairs_hook`)."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRequest(f"{quote(twice)} occurs twice in one JSON object.")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadRequest(f"{quote(key)} occurs twice in one JSON object.")
+            seen.add(key)
     return found
 
 
@@ -66,6 +69,13 @@ def boolean(value: object, what: str) -> bool:
     """`value`, which must be true or false."""
     if not isinstance(value, bool):
         raise BadRequest(f"{quote(what)} must be true or false.")
+    return value
+
+
+def number(value: object, what: str, low: int, high: int) -> int:
+    """`value`, which must be a whole number from `low` to `high`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadRequest(f"{quote(what)} must be a whole number from {low} to {high}.")
     return value
 
 

@@ -11,6 +11,7 @@ it is a plus and to others a space.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
@@ -22,6 +23,7 @@ from raftd.web.bodies import quote
 MAX_NUMBER = 2**63 - 1
 
 _malformed_percent = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
+_is_decimal = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,12})?").fullmatch
 _is_number = re.compile(rb"[0-9]{1,19}").fullmatch
 
 
@@ -77,6 +79,10 @@ class Parameters:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def as_given(self, name: str) -> bytes | None:
+        """The value of one that is given; None if it came without."""
+        return self._values[name]
+
     def octets(self, name: str) -> bytes | None:
         """Any bytes, perhaps none; None if the parameter is not given."""
         if name not in self._values:
@@ -94,6 +100,22 @@ class Parameters:
         if not _is_number(value) or not low <= (number := int(value)) <= high:
             raise BadRequest(f"The parameter {name!r} is a whole number from {low} to {high}.")
         return number
+
+    def milliseconds(self, name: str, high_s: int) -> int | None:
+        """
+        Seconds, perhaps with a fraction, above 0 and up to `high_s`, as whole
+        milliseconds, rounded up; None if the parameter is not given.
+        """
+        value = self.octets(name)
+        if value is None:
+            return None
+        if _is_decimal(value):
+            time_ms = math.ceil(float(value) * 1000)
+            if 0 < time_ms <= high_s * 1000:
+                return time_ms
+        raise BadRequest(
+            f"The parameter {name!r} is a number of seconds, above 0 and up to {high_s}."
+        )
 
     def flag(self, name: str) -> bool:
         """Whether it is given: without a value, or with `true` or `false`."""

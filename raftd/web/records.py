@@ -23,6 +23,9 @@ from raftd.kv.results import KeyValue
 SLICE_RECORDS = 512
 SLICE_BYTES = 64 * 1024
 
+#: The longest TTL that can be asked for: thirty years, in seconds.
+MAX_TTL_S = 10**9
+
 #: Ids of leases are below it (`GrantLease`).
 _END_OF_LEASE_IDS = 2**63
 

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from raftd.interfaces import IDatabase, INode, IRequest
-from raftd.web import db, leader, members, status
+from raftd.interfaces import INode, IRequest
+from raftd.kv.interfaces import IDatabase
+from raftd.web import (
+    backup,
+    compact,
+    db,
+    leader,
+    lease,
+    members,
+    metrics,
+    openapi,
+    status,
+    txn,
+)
 from raftd.web.answers import RETRY_AFTER, error, options
 
 #: What is offered anywhere.
@@ -30,12 +42,17 @@ class Routes:
     def __init__(self, version: str) -> None:
         self.site: Site | None = None
         self._version = version
+        self._document = openapi.encoded(version)
 
     def handle(self, request: IRequest) -> None:
         """Answer `request`, now or later."""
         site = self.site
         path = request.path
-        if site is None:
+        if path.startswith(db.PREFIX) and site is not None:
+            db.handle(request, site.database)
+        elif path == openapi.PATH:
+            openapi.handle(request, self._document)
+        elif site is None:
             error(
                 request,
                 503,
@@ -43,14 +60,28 @@ class Routes:
                 "This node is running but does not belong to a cluster yet.",
                 (RETRY_AFTER,),
             )
-        elif path.startswith(db.PREFIX):
-            db.handle(request, site.database)
+        else:
+            self._handle_rarer(request, path, site.node, site.database)
+
+    def _handle_rarer(
+        self, request: IRequest, path: bytes, node: INode, database: IDatabase
+    ) -> None:
+        if path == txn.PATH:
+            txn.handle(request, database)
+        elif path == lease.PATH or path.startswith(lease.PREFIX):
+            lease.handle(request, database)
         elif path == status.PATH:
-            status.handle(request, site.node, site.database, self._version)
+            status.handle(request, node, database, self._version)
+        elif path == metrics.PATH:
+            metrics.handle(request, node, database, self._version)
+        elif path == compact.PATH:
+            compact.handle(request, database)
+        elif path == backup.PATH:
+            backup.handle(request, database)
         elif path == members.PATH or path.startswith(members.PREFIX):
-            members.handle(request, site.node)
+            members.handle(request, node)
         elif path == leader.PATH:
-            leader.handle(request, site.node)
+            leader.handle(request, node)
         elif path == b"*":
             # Only OPTIONS comes with it, and it asks about the server as a whole.
             options(request, ALLOW)
@@ -59,5 +90,6 @@ class Routes:
                 request,
                 404,
                 "not_found",
-                "There is nothing here but /db/KEY, /status, /members and /leader.",
+                "There is nothing here but /db/, /txn, /lease, /compact, /snapshot, /status, "
+                "/metrics, /members, /leader and /openapi.json.",
             )

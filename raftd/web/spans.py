@@ -13,6 +13,10 @@ from typing import NamedTuple
 
 from raftd.errors import BadRequest
 from raftd.kv.operations import EVERY_KEY
+from raftd.web.parameters import Parameters
+
+#: What names a range in a query.
+PARAMETERS = ("prefix", "start", "end")
 
 #: The first key that there can be.
 FIRST_KEY = b"\0"
@@ -27,6 +31,12 @@ class Span(NamedTuple):
 
 #: No key at all.
 NOTHING = Span(b"\1", b"\1")
+
+
+def named(parameters: Parameters, what: str) -> Span | None:
+    """The range that a query names, with `PARAMETERS`; None if it names none."""
+    prefix, start, end = map(parameters.octets, PARAMETERS)
+    return span(prefix, start, end, what)
 
 
 def span(

@@ -1,8 +1,9 @@
-"""`GET /status`: what a node knows of itself and its cluster right now."""
+"""`GET /status`: what a node knows of itself, its cluster and its store right now."""
 
 from __future__ import annotations
 
-from raftd.interfaces import IDatabase, INode, IRequest, MemberStatus, NodeStatus
+from raftd.interfaces import INode, IRequest, MemberStatus, NodeStatus
+from raftd.kv.interfaces import IDatabase, StoreStatus
 from raftd.web.answers import NO_CACHE, error, json, not_allowed, options
 
 PATH = b"/status"
@@ -19,16 +20,18 @@ def handle(request: IRequest, node: INode, database: IDatabase, version: str) ->
     elif request.query:
         error(request, 400, "bad_request", "/status has no parameters.")
     else:
-        value = as_json(node.status(), database.revision, version)
+        value = as_json(node.status(), database.status(), version)
         json(request, 200, value, (NO_CACHE,))
 
 
-def as_json(status: NodeStatus, revision: int, version: str) -> dict[str, object]:
+def as_json(status: NodeStatus, store: StoreStatus, version: str) -> dict[str, object]:
     """
     The fields of the answer, in order.
 
     Ids are 16 hexadecimal digits, for they do not fit into a number of
     JavaScript's.  What only a leader knows of members is given by a leader only.
+    A `digest` with a `differs_index` means that this member's state is not the
+    leader's: the first checkpoint, a log index, at which that was seen.
     """
     is_leader = status.role == "leader"
     return {
@@ -44,7 +47,18 @@ def as_json(status: NodeStatus, revision: int, version: str) -> dict[str, object
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
         "snapshot_index": status.snapshot_index,
-        "revision": revision,
+        "revision": store.revision,
+        "compacted_revision": store.compacted_revision,
+        "keys": store.keys,
+        "size_bytes": store.size_bytes,
+        "quota_bytes": store.quota_bytes,
+        "leases": store.leases,
+        "watches": store.watches,
+        "idempotency_keys": store.idempotency_keys,
+        "digest": {
+            "agreed_index": store.digest.agreed_index,
+            "differs_index": store.digest.differs_index,
+        },
         "uptime_seconds": round(status.uptime_seconds, 3),
         "members": [member_as_json(member, is_leader) for member in status.members],
     }
