@@ -81,6 +81,9 @@ class Store:
         self.on_change: Callable[[], None] | None = None
         #: Called from within `apply` with the index and the content of a checkpoint.
         self.on_checkpoint: Callable[[int, Checkpoint], None] | None = None
+        #: Called from within `apply` with the id of a lease and its TTL in
+        #: milliseconds when it was granted, and with 0 when it is gone.
+        self.on_lease: Callable[[int, int], None] | None = None
         self._versions = Versions(FIRST_REVISION)
         #: Keys and bytes before the operation under way; None between operations.
         self._before: tuple[int, int] | None = None
@@ -168,6 +171,11 @@ class Store:
         `raftd.kv.records.VERSION_OVERHEAD_BYTES` each.
         """
         return self._versions.size_bytes if self._before is None else self._before[1]
+
+    @property
+    def lease_count(self) -> int:
+        """How many leases there are."""
+        return len(self._versions.leases)
 
     def leases(self) -> list[LeaseResult]:
         """All leases, in the order of their ids."""
@@ -321,6 +329,8 @@ class Store:
         execution = self._execution()
         result = yield from execution.revoke(id)
         leases.drop(id)
+        if self.on_lease is not None:
+            self.on_lease(id, 0)
         self._commit(execution)
         return result
 
@@ -349,6 +359,8 @@ class Store:
         self._before = None
         for lease in execution.granted.values():
             self._versions.leases.grant(lease)
+            if self.on_lease is not None:
+                self.on_lease(lease.id, lease.ttl_ms)
         if execution.draft:
             self._versions.history.append(execution.draft.change())
         assert self._versions.history.last == execution.revision, "a revision is lost"
