@@ -67,7 +67,7 @@ class Server:
             on_fatal=on_fatal,
             probe=probe,
         )
-        self._routes = Routes(__version__)
+        self._routes = Routes(__version__, reactor)
         self._http_factory = HTTPFactory(self._routes.handle, reactor)
         self._port_factory = PortFactory(
             self._replica.peer_factory, self._http_factory, reactor
@@ -132,6 +132,7 @@ class Server:
         ports, self._ports = self._ports, []
         await close(ports)
         # Requests in hand are finished first: they need the node.
+        self._routes.watching.stop()
         await self._http_factory.stop()
         await self._replica.stop()
         await self._port_factory.close_all()

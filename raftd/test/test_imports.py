@@ -93,6 +93,10 @@ TABLE = {
     "core": Rule(("errors",), ("msgspec",)),
     # Below the node: each knows the contract, none knows another.
     "storage": Rule(CONTRACT, ("msgspec", "twisted", "zope")),
+    "kv.watches": Rule(
+        ("errors", "kv.interfaces", "kv.operations", "kv.refusals", "kv.results"),
+        ("twisted.logger", "zope"),
+    ),
     "kv": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
     # What a state machine may be made with.
     "slices": Rule(),

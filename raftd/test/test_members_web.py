@@ -13,6 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
@@ -119,7 +120,7 @@ class MembersCase(WebCase):
     def setUp(self) -> None:
         self.database = FakeDatabase()
         self.cluster = FakeNode()
-        self.routes = Routes("26.11.0")
+        self.routes = Routes("26.11.0", Clock())
         self.routes.site = Site(self.cluster, self.database)
 
     def test_fakes(self) -> None:
@@ -664,7 +665,7 @@ class OverTCP(TestCase):
 
     def setUp(self) -> None:
         self.cluster = FakeNode()
-        routes = Routes("1")
+        routes = Routes("1", Clock())
         routes.site = Site(self.cluster, FakeDatabase())
         http = HTTPFactory(routes.handle, IReactorTime(reactor))
         listening = IReactorTCP(reactor).listenTCP(

@@ -16,6 +16,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
 from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
@@ -158,7 +159,7 @@ class WebCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.database = FakeDatabase()
         self.node = FakeNode()
-        self.routes = Routes("26.11.0")
+        self.routes = Routes("26.11.0", Clock())
         self.routes.site = Site(self.node, self.database)
 
     def ask(self, method: str, target: bytes, body: bytes = b"", outcome: Any = None) -> Answer:
@@ -487,7 +488,7 @@ class OverTCP(TestCase):
         store = Store()
         node = test_kv.FakeNode(store)
         self.reads = node.reads
-        routes = Routes("1")
+        routes = Routes("1", Clock())
         routes.site = Site(node, Database(node, store))
         http = HTTPFactory(routes.handle, clock)
         self.port = PortFactory(Factory(), http, clock)

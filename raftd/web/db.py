@@ -47,7 +47,7 @@ from raftd.kv.results import (
     Result,
     TransactionResult,
 )
-from raftd.web import freshness, preconditions, ranges, watch
+from raftd.web import freshness, preconditions, ranges
 from raftd.web.answers import (
     NO_CACHE,
     NOSNIFF,
@@ -71,6 +71,7 @@ from raftd.web.fields import (
 from raftd.web.parameters import Parameters, percent_decoded
 from raftd.web.records import MAX_TTL_S, lease_id, named, parse_lease_id, record
 from raftd.web.spans import Span
+from raftd.web.watch import Watching, is_wanted
 
 PREFIX = b"/db/"
 
@@ -81,17 +82,17 @@ PUT_PARAMETERS = ("ttl", "lease", "prev")
 DELETE_PARAMETERS = ("prev",)
 
 
-def handle(request: IRequest, database: IDatabase) -> None:
+def handle(request: IRequest, database: IDatabase, watching: Watching) -> None:
     """Answer a request whose path begins with `PREFIX`."""
     encoded_key = request.path[len(PREFIX) :]
     if not encoded_key:
-        ranges.handle(request, database)
+        ranges.handle(request, database, watching)
         return
     method = request.method
     try:
         key = percent_decoded(encoded_key, "the key")
         if method == "GET" or method == "HEAD":
-            _get(request, database, key)
+            _get(request, database, watching, key)
         elif method == "PUT" or method == "POST":
             _put(request, database, key)
         elif method == "DELETE":
@@ -108,12 +109,12 @@ def handle(request: IRequest, database: IDatabase) -> None:
 # -- reads -----------------------------------------------------------------------
 
 
-def _get(request: IRequest, database: IDatabase, key: bytes) -> None:
+def _get(request: IRequest, database: IDatabase, watching: Watching, key: bytes) -> None:
     max_staleness_s = LINEARIZABLE
     revision = 0
     if request.query:
-        if watch.is_wanted(request.query):
-            watch.handle(request, database, Span(key, b""))
+        if is_wanted(request.query):
+            watching.handle(request, database, Span(key, b""))
             return
         parameters = Parameters(request.query, READ_PARAMETERS, "A read of a key")
         max_staleness_s = freshness.max_staleness_s(parameters)

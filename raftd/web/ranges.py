@@ -20,7 +20,7 @@ from raftd.interfaces import IRequest
 from raftd.kv.interfaces import IDatabase
 from raftd.kv.operations import DeleteRange, Range
 from raftd.kv.results import DeleteResult, RangeResult, Result
-from raftd.web import freshness, spans, streams, watch
+from raftd.web import freshness, spans, streams
 from raftd.web.answers import (
     JSON,
     NO_CACHE,
@@ -33,6 +33,7 @@ from raftd.web.answers import (
 from raftd.web.fields import unconditional_retry
 from raftd.web.parameters import Parameters
 from raftd.web.records import slices
+from raftd.web.watch import Watching, is_wanted
 
 PATH = b"/db/"
 
@@ -57,12 +58,12 @@ DELETE_PARAMETERS = spans.PARAMETERS
 _encode = msgspec.json.Encoder().encode
 
 
-def handle(request: IRequest, database: IDatabase) -> None:
+def handle(request: IRequest, database: IDatabase, watching: Watching) -> None:
     """Answer a request for `PATH`."""
     method = request.method
     try:
         if method == "GET" or method == "HEAD":
-            _list(request, database)
+            _list(request, database, watching)
         elif method == "DELETE":
             _delete(request, database)
         elif method == "OPTIONS":
@@ -77,9 +78,9 @@ def handle(request: IRequest, database: IDatabase) -> None:
 # -- listing ---------------------------------------------------------------------
 
 
-def _list(request: IRequest, database: IDatabase) -> None:
-    if watch.is_wanted(request.query):
-        watch.handle(request, database)
+def _list(request: IRequest, database: IDatabase, watching: Watching) -> None:
+    if is_wanted(request.query):
+        watching.handle(request, database)
         return
     parameters = Parameters(request.query, LIST_PARAMETERS, "A listing")
     whole = spans.named(parameters, "A listing") or spans.with_prefix(b"")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from twisted.internet.interfaces import IReactorTime
+
 from raftd.interfaces import INode, IRequest
 from raftd.kv.interfaces import IDatabase
 from raftd.web import (
@@ -19,6 +21,7 @@ from raftd.web import (
     txn,
 )
 from raftd.web.answers import RETRY_AFTER, error, options
+from raftd.web.watch import Watching
 
 #: What is offered anywhere.
 ALLOW = b"GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
@@ -36,11 +39,13 @@ class Routes:
     The handler of all requests (`handle`).
 
     `site` is None until the node is a member of a cluster, for the port is
-    bound before that; requests are then answered 503.
+    bound before that; requests are then answered 503.  `clock` is the
+    reactor's; `watching.stop` is to be called before the server of HTTP stops.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, clock: IReactorTime) -> None:
         self.site: Site | None = None
+        self.watching = Watching(clock)
         self._version = version
         self._document = openapi.encoded(version)
 
@@ -49,7 +54,7 @@ class Routes:
         site = self.site
         path = request.path
         if path.startswith(db.PREFIX) and site is not None:
-            db.handle(request, site.database)
+            db.handle(request, site.database, self.watching)
         elif path == openapi.PATH:
             openapi.handle(request, self._document)
         elif site is None:
