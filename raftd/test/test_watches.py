@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,7 +14,7 @@ from raftd.kv import watches
 from raftd.kv.interfaces import IWatch, Selection
 from raftd.kv.operations import EVERY_KEY
 from raftd.kv.watches import WatchHub
-from raftd.test.watchrig import Past, Reader, Write
+from raftd.test.watchrig import Past, Reader, Real, Write
 
 EVERYTHING = Selection(b"\0", EVERY_KEY)
 
@@ -39,8 +40,14 @@ class SlowClock(Clock):
 class WatchCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = SlowClock()
-        self.store = Past()
-        self.hub = WatchHub(self.store, self.clock)
+        self.store = self.make()
+        #: Of what `write` wrote.
+        self.past = Past()
+        self.hub = WatchHub(self.store.watched, self.clock)
+
+    def make(self) -> Any:
+        """A new store."""
+        return Past()
 
     def watch(self, selection: Selection = EVERYTHING, revision: int = 0) -> Reader:
         """A reader that has drawn all that there is."""
@@ -62,7 +69,8 @@ class WatchCase(SynchronousTestCase):
         return count
 
     def write(self, *writes: Write) -> int:
-        revision = self.store.write(*writes)
+        revision: int = self.store.write(*writes)
+        self.past.write(*writes)
         self.turns()
         return revision
 
@@ -153,7 +161,7 @@ class Places(WatchCase):
             reader = self.watch(Selection(b"a"), revision)
             self.assertEqual(
                 reader.seen(),
-                self.store.expected(Selection(b"a"), max(revision, 2), 21),
+                self.past.expected(Selection(b"a"), max(revision, 2), 21),
             )
 
     def test_from_a_revision_to_come(self) -> None:
@@ -523,7 +531,7 @@ class Model(WatchCase):
 
     def converse(self, rng: random.Random) -> None:
         #: Never compacted nor restored: what was ever written.
-        model = Past()
+        model, leader = Past(), self.make()
         readers: list[tuple[Selection, int, Reader]] = []
         told = 0
         for _ in range(120):
@@ -533,8 +541,8 @@ class Model(WatchCase):
                     (b"k%d" % k, None if rng.random() < 0.3 else b"x" * rng.randrange(50))
                     for k in rng.sample(range(6), rng.choice((1, 1, 1, 2, 5)))
                 ]
-                model.write(*writes)
-                self.store.write(*writes)
+                for store in (model, leader, self.store):
+                    store.write(*writes)
             elif act == 5:
                 selection = rng.choice(self.SELECTIONS)
                 first = rng.choice((0, self.store.revision + rng.randrange(-8, 4)))
@@ -550,9 +558,11 @@ class Model(WatchCase):
                 self.store.compact(rng.randrange(low, self.store.revision + 1))
             elif act == 8 and rng.random() < 0.2:
                 for _ in range(rng.randrange(5)):
-                    model.write((b"k%d" % rng.randrange(6), b"r"))
-                ahead = Past()
-                ahead.restore(model)
+                    key = b"k%d" % rng.randrange(6)
+                    model.write((key, b"r"))
+                    leader.write((key, b"r"))
+                ahead = self.make()
+                ahead.restore(leader)
                 low = self.store.compacted_revision
                 ahead.compact(rng.randrange(low, ahead.revision + 1))
                 self.store.restore(ahead)
@@ -593,3 +603,17 @@ class Model(WatchCase):
         progress = self.progress(reader)
         last = min(progress, model.revision)
         self.assertEqual(reader.seen(), model.expected(selection, first, last))
+
+
+class ModelOfTheStore(Model):
+    """The same on the store itself, whose snapshots are taken and restored."""
+
+    def make(self) -> Real:
+        return Real()
+
+
+class PlacesInTheStore(Places):
+    """The same of the store itself."""
+
+    def make(self) -> Real:
+        return Real()

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from raftd.core.messages import Command
 from raftd.errors import Compacted
 from raftd.kv.interfaces import Changes, Event, IWatch, Selection
-from raftd.kv.operations import EVERY_KEY
+from raftd.kv.operations import (
+    EVERY_KEY,
+    Compact,
+    DeleteRangeWith,
+    Operation,
+    Put,
+    PutWith,
+    Transaction,
+    encode_operation,
+)
 from raftd.kv.results import KeyValue
+from raftd.kv.store import Store
 
 Write = tuple[bytes, bytes | None]
 
@@ -27,6 +38,11 @@ class Past:
         self._live: dict[bytes, KeyValue] = {}
         self._changes: dict[int, dict[bytes, Event]] = {}
         self.looks = 0
+
+    @property
+    def watched(self) -> Past:
+        """What a hub is given."""
+        return self
 
     def write(self, *writes: Write) -> int:
         """Put, or with None delete, all in one revision, which is returned."""
@@ -91,6 +107,47 @@ class Past:
                         event if selection.previous else Event(event.record)
                     )
         return found
+
+
+class Real:
+    """A store, written to as a `Past` is."""
+
+    def __init__(self) -> None:
+        self.watched = Store()
+
+    @property
+    def revision(self) -> int:
+        return self.watched.revision
+
+    @property
+    def compacted_revision(self) -> int:
+        return self.watched.compacted_revision
+
+    def write(self, *writes: Write) -> int:
+        if len(writes) == 1 and writes[0][1] is not None:
+            self._apply(Put(writes[0][0], writes[0][1]))
+        else:
+            steps = tuple(
+                DeleteRangeWith(key) if value is None else PutWith(key, value)
+                for key, value in writes
+            )
+            self._apply(Transaction((), steps))
+        return self.revision
+
+    def compact(self, revision: int) -> None:
+        self._apply(Compact(revision))
+
+    def restore(self, other: Real) -> None:
+        restore = self.watched.restore()
+        for data in other.watched.snapshot():
+            restore.write(data)
+        restore.finish()
+
+    def _apply(self, operation: Operation) -> None:
+        result = self.watched.apply(1, 1, Command(encode_operation(operation)))
+        if not isinstance(result, bytes):
+            for _ in result:
+                pass
 
 
 def inside(selection: Selection, key: bytes) -> bool:
