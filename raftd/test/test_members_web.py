@@ -46,7 +46,7 @@ from raftd.errors import (
 )
 from raftd.interfaces import Done, INode, MemberStatus, NodeStatus
 from raftd.net.http1 import HTTPFactory
-from raftd.test.test_web import Answer, FakeDatabase, FakeRequest, WebCase
+from raftd.test.webs import Answer, FakeDatabase, FakeRequest, WebCase
 from raftd.web.bodies import MAX_JSON_BYTES
 from raftd.web.routes import Routes, Site
 
@@ -89,6 +89,9 @@ class FakeNode:
         self.answer: Deferred[Any] | None = None
 
     def propose(self, data: bytes, done: Done[bytes]) -> None:
+        raise NotImplementedError
+
+    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
         raise NotImplementedError
 
     def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:

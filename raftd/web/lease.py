@@ -65,9 +65,9 @@ def handle(request: IRequest, database: IDatabase) -> None:
             return
         name = request.path[len(PREFIX) :].decode("ascii", "backslashreplace")
         if name.endswith(_KEEP_ALIVE):
-            _kept_alive(request, database, parse_lease_id(name[: -len(_KEEP_ALIVE)]))
+            _kept_alive(request, database, name[: -len(_KEEP_ALIVE)])
         else:
-            _one(request, database, parse_lease_id(name))
+            _one(request, database, name)
     except RaftdError as e:
         # Nothing was asked of the database yet.
         failed_read(request, e)
@@ -85,12 +85,12 @@ def _all(request: IRequest, database: IDatabase) -> None:
         not_allowed(request, ALLOW_ALL)
 
 
-def _one(request: IRequest, database: IDatabase, number: int) -> None:
+def _one(request: IRequest, database: IDatabase, name: str) -> None:
     method = request.method
     if method == "GET" or method == "HEAD":
-        _get(request, database, number)
+        _get(request, database, parse_lease_id(name))
     elif method == "DELETE":
-        _revoke(request, database, number)
+        _revoke(request, database, parse_lease_id(name))
     elif method == "OPTIONS":
         options(request, ALLOW_ONE)
     else:
@@ -183,13 +183,14 @@ def _wanted_id(value: object) -> int:
         raise BadRequest("The id of a lease is neither zero, nor 2**63 or above.") from None
 
 
-def _kept_alive(request: IRequest, database: IDatabase, number: int) -> None:
+def _kept_alive(request: IRequest, database: IDatabase, name: str) -> None:
     if request.method == "OPTIONS":
         options(request, ALLOW_KEEP_ALIVE)
         return
     if request.method != "POST":
         not_allowed(request, ALLOW_KEEP_ALIVE)
         return
+    number = parse_lease_id(name)
     no_parameters(request.query, "A keep-alive")
     if request.body:
         raise BadRequest("A keep-alive has no body: the lease keeps its TTL.")

@@ -105,7 +105,7 @@ QUERY = {
         _flag("count_only", "Leave the keys out, too."),
         _flag("watch", "Stream what changes, as server-sent events."),
         _parameter("wait", "Long poll: the first change behind this revision.", COUNT),
-        _parameter("timeout_ms", "Of a long poll.", whole(0, 300_000)),
+        _parameter("timeout_ms", "Of a long poll.", whole(0, watch.MAX_POLL_TIMEOUT_MS)),
         _parameter("events", "Leave the other kind out.", {"enum": ["put", "delete"]}),
         _parameter("force", "Also if too few voters that answer would be left.", BOOLEAN),
     )
