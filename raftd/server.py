@@ -19,8 +19,6 @@ from zope.interface import implementer
 from raftd import __version__
 from raftd.errors import Fatal
 from raftd.interfaces import IServer, Recovered, Stage
-from raftd.kv.database import Database
-from raftd.kv.store import Store
 from raftd.listening import check_exposure, close, listen, resolve
 from raftd.names import canonical_name, split_name
 from raftd.net.http1 import HTTPFactory
@@ -29,6 +27,7 @@ from raftd.node import Node
 from raftd.probing import probe
 from raftd.replica import Replica, ReplicaOptions
 from raftd.steps import begin
+from raftd.store_service import StoreOptions, StoreService
 from raftd.web.routes import Routes, Site
 
 T = TypeVar("T")
@@ -42,6 +41,8 @@ class ServerOptions(msgspec.Struct, frozen=True):
     insecure: bool = False
     learner: bool = False
     replica: ReplicaOptions = ReplicaOptions()
+    #: The election timeout in it is taken from `replica`.
+    store: StoreOptions = StoreOptions()
 
 
 @implementer(IServer)
@@ -57,11 +58,15 @@ class Server:
         #: The step that was begun last.
         self._step: Deferred[Any] | None = None
         self._ports: list[IListeningPort] = []
-        self._store = Store()
+        election_timeout_ms = options.replica.election_timeout_ms
+        self._store = StoreService(
+            reactor,
+            msgspec.structs.replace(options.store, election_timeout_ms=election_timeout_ms),
+        )
         self._replica = Replica(
             reactor,
             options.data_dir,
-            self._store,
+            self._store.machine,
             options.replica,
             on_running=self._show,
             on_fatal=on_fatal,
@@ -119,8 +124,9 @@ class Server:
         return self._take(self._replica.recover())
 
     def _show(self, node: Node) -> None:
-        """Let HTTP see the node."""
-        self._routes.site = Site(node, Database(node, self._store))
+        """Let the store's duties begin, and HTTP see the node."""
+        self._store.run(node)
+        self._routes.site = Site(node, self._store.database)
 
     def stop(self) -> Deferred[None]:
         """See `IServer.stop`."""
@@ -135,4 +141,5 @@ class Server:
         self._routes.watching.stop()
         await self._http_factory.stop()
         await self._replica.stop()
+        self._store.stop()
         await self._port_factory.close_all()

@@ -30,9 +30,10 @@ SLACK = 0.1
 class Compactable(Protocol):
     """What a compactor needs of an `IDatabase`."""
 
-    revision: int
-    compacted_revision: int
-
+    @property
+    def revision(self) -> int: ...
+    @property
+    def compacted_revision(self) -> int: ...
     def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None: ...
 
 

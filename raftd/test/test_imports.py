@@ -69,6 +69,24 @@ NODE = (
 )
 DRIVER = Rule((*CONTRACT, *NODE, "core"), ("twisted", "zope", "msgspec"))
 
+#: What runs beside the store: with a clock, and with a node.
+BESIDE_THE_STORE = (
+    "kv.checker",
+    "kv.compactor",
+    "kv.database",
+    "kv.lease_keeper",
+    "kv.lease_questions",
+    "kv.scans",
+    "kv.tenure",
+    "kv.watches",
+)
+CLOCK = (
+    "twisted.internet.defer",
+    "twisted.internet.interfaces",
+    "twisted.logger",
+    "twisted.python.failure",
+)
+
 TABLE = {
     # What the library offers, none of it imported before it is asked for.
     "": Rule(
@@ -98,6 +116,11 @@ TABLE = {
         ("twisted.logger", "zope"),
     ),
     "kv": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
+    # What runs beside the store on a node.
+    **dict.fromkeys(
+        BESIDE_THE_STORE,
+        Rule((*CONTRACT, "idempotency", "events", "kv"), (*CLOCK, "msgspec", "zope")),
+    ),
     # What a state machine may be made with.
     "slices": Rule(),
     "statemachine": Rule((*CONTRACT, "slices"), ("msgspec", "twisted.logger", "zope")),
@@ -169,9 +192,14 @@ TABLE = {
             "probing",
             "replica",
             "steps",
+            "store_service",
             "web",
         ),
         ("msgspec", "twisted", "zope"),
+    ),
+    "store_service": Rule(
+        (*CONTRACT, "idempotency", "kv", "node"),
+        ("msgspec", "twisted.internet.interfaces"),
     ),
     "tap": Rule(
         (

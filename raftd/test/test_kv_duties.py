@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Member
-from raftd.errors import NoQuorum, OutcomeUnknown, RaftdError
+from raftd.errors import NoQuorum, OutcomeUnknown, Overloaded, RaftdError, Stopped
 from raftd.events import LeaderChanged, TermChanged
 from raftd.interfaces import Done, INode, NodeStatus
 from raftd.kv.checker import INTERVAL_S as CHECK_INTERVAL_S
@@ -28,22 +28,23 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.reads: list[Done[None]] = []
-        self.role = "leader"
 
     def read(self, done: Done[None]) -> None:
         self.reads.append(done)
 
     def status(self) -> NodeStatus:
-        return NodeStatus(ME, 1, self.role, 1, None, 0, 0, 0, 0, 0, 0.0, ())
+        return NodeStatus(ME, 1, "leader", 1, None, 0, 0, 0, 0, 0, 0.0, ())
 
 
 class TenureTests(SynchronousTestCase):
     """A tenure begins with a confirmed read, and ends with the next news."""
 
     def setUp(self) -> None:
+        self.clock = Clock()
         self.node = FakeNode()
         self.seen: list[str] = []
         self.tenure = Tenure(
+            self.clock,
             cast(INode, self.node),
             lambda: self.seen.append("begin"),
             lambda: self.seen.append("end"),
@@ -76,12 +77,24 @@ class TenureTests(SynchronousTestCase):
         self.assertEqual(self.seen, ["begin"])
 
     def test_not_confirmed(self) -> None:
-        """A leader that could not be sure yet asks again; one that is none does not."""
+        """A leader that could not be sure yet asks again, and not at once."""
         self.tenure.observe(LeaderChanged(2, ME))
         self.node.reads.pop()(NoQuorum("Too few."))
-        self.node.role = "follower"
+        self.assertEqual(self.node.reads, [])
+        self.clock.advance(1.0)
+        self.node.reads.pop()(Overloaded("Not now."))
+        self.clock.advance(1.0)
+        self.node.reads.pop()(None)
+        self.assertEqual(self.seen, ["begin"])
+
+    def test_one_that_leads_no_longer_asks_no_more(self) -> None:
+        self.tenure.observe(LeaderChanged(2, ME))
         self.node.reads.pop()(NoQuorum("Too few."))
-        self.assertEqual((self.node.reads, self.seen), ([], []))
+        self.tenure.observe(LeaderChanged(2, None))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.tenure.observe(LeaderChanged(3, ME))
+        self.node.reads.pop()(Stopped("The node is stopping."))
+        self.assertEqual((self.clock.getDelayedCalls(), self.seen), ([], []))
 
 
 class FakeDatabase:
