@@ -41,7 +41,7 @@ MAX_WATCHES: Final = 20_000
 PIECE_BYTES: Final = 64 * 1024
 
 #: Keys and revisions that one `take` looks at: one to three milliseconds.
-MAX_SCANNED: Final = 2_000
+MAX_SCANNED: Final = 1_000
 
 #: For how long one call walks, and wakes, in seconds.
 WALK_SLICE_S: Final = 0.002
