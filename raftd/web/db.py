@@ -90,7 +90,9 @@ def handle(request: IRequest, database: IDatabase, watching: Watching) -> None:
         return
     method = request.method
     try:
-        key = percent_decoded(encoded_key, "the key")
+        key = encoded_key
+        if b"%" in key:
+            key = percent_decoded(key, "the key")
         if method == "GET" or method == "HEAD":
             _get(request, database, watching, key)
         elif method == "PUT" or method == "POST":
@@ -110,45 +112,52 @@ def handle(request: IRequest, database: IDatabase, watching: Watching) -> None:
 
 
 def _get(request: IRequest, database: IDatabase, watching: Watching, key: bytes) -> None:
-    max_staleness_s = LINEARIZABLE
-    revision = 0
-    if request.query:
-        if is_wanted(request.query):
-            watching.handle(request, database, Span(key, b""))
-            return
-        parameters = Parameters(request.query, READ_PARAMETERS, "A read of a key")
-        max_staleness_s = freshness.max_staleness_s(parameters)
-        revision = parameters.number("revision", 1) or 0
-    if_match = if_none_match = None
-    if (fields := special(request.headers)) is not None:
-        if_match = fields.get(IF_MATCH)
-        if_none_match = fields.get(IF_NONE_MATCH)
-        preconditions.check_read(if_match, if_none_match)
+    fields = special(request.headers)
+    if fields is not None or request.query:
+        _get_with(request, database, watching, key, fields or {})
+        return
 
     def done(outcome: KeyValue | RaftdError | None) -> None:
         if isinstance(outcome, KeyValue):
-            status = 200
-            if fields is not None:
-                status = preconditions.status_of_read(outcome, if_match, if_none_match)
-            _found(request, status, outcome)
-        elif outcome is None:
-            error(request, 404, "not_found", "There is no such key.", (NO_CACHE,))
+            _found(request, outcome)
         else:
-            failed_read(request, outcome)
+            _not_found(request, outcome)
+
+    database.get(key, LINEARIZABLE, done)
+
+
+def _get_with(
+    request: IRequest, database: IDatabase, watching: Watching, key: bytes, fields: Fields
+) -> None:
+    """A read with parameters or conditions; or a watch."""
+    if is_wanted(request.query):
+        watching.handle(request, database, Span(key, b""))
+        return
+    parameters = Parameters(request.query, READ_PARAMETERS, "A read of a key")
+    max_staleness_s = freshness.max_staleness_s(parameters)
+    revision = parameters.number("revision", 1) or 0
+    if_match = fields.get(IF_MATCH)
+    if_none_match = fields.get(IF_NONE_MATCH)
+    preconditions.check_read(if_match, if_none_match)
+
+    def done(outcome: KeyValue | RaftdError | None) -> None:
+        if not isinstance(outcome, KeyValue):
+            _not_found(request, outcome)
+            return
+        status = preconditions.status_of_read(outcome, if_match, if_none_match)
+        if status == 412:
+            _precondition_failed(request, outcome.mod_revision)
+        elif status == 304:
+            request.respond(304, headers=(_etag(outcome.mod_revision), NO_CACHE))
+        else:
+            _found(request, outcome)
 
     database.get(key, max_staleness_s, done, revision)
 
 
-def _found(request: IRequest, status: int, kv: KeyValue) -> None:
-    etag = (b"ETag", b'"%d"' % kv.mod_revision)
-    if status == 412:
-        _precondition_failed(request, kv.mod_revision)
-        return
-    if status == 304:
-        request.respond(304, headers=(etag, NO_CACHE))
-        return
+def _found(request: IRequest, kv: KeyValue) -> None:
     headers = [
-        etag,
+        _etag(kv.mod_revision),
         (b"Raftd-Create-Revision", b"%d" % kv.create_revision),
         (b"Raftd-Version", b"%d" % kv.version),
         NO_CACHE,
@@ -157,6 +166,13 @@ def _found(request: IRequest, status: int, kv: KeyValue) -> None:
     if kv.lease:
         headers.append((b"Raftd-Lease", b"%016x" % kv.lease))
     request.respond(200, kv.value, OCTETS, headers)
+
+
+def _not_found(request: IRequest, outcome: RaftdError | None) -> None:
+    if outcome is None:
+        error(request, 404, "not_found", "There is no such key.", (NO_CACHE,))
+    else:
+        failed_read(request, outcome)
 
 
 # -- writes ----------------------------------------------------------------------
@@ -170,8 +186,7 @@ def _put(request: IRequest, database: IDatabase, key: bytes) -> None:
 
     def done(outcome: Result | RaftdError) -> None:
         if isinstance(outcome, PutResult):
-            status = 201 if outcome.created else 200
-            _wrote(request, status, key, outcome.revision, {})
+            _wrote(request, 201 if outcome.created else 200, key, outcome.revision)
         else:
             failed_result(request, outcome)
 
@@ -247,7 +262,7 @@ def _deleted(request: IRequest, key: bytes, outcome: Result | RaftdError) -> Non
     if not isinstance(outcome, DeleteResult):
         failed_result(request, outcome)
     elif outcome.deleted:
-        more = {"previous": record(outcome.previous[0])} if outcome.previous else {}
+        more = {"previous": record(outcome.previous[0])} if outcome.previous else None
         _wrote(request, 200, key, outcome.revision, more)
     else:
         error(request, 404, "not_found", "There was no such key; nothing was changed.")
@@ -296,11 +311,22 @@ def _change(
 # -- answers ---------------------------------------------------------------------
 
 
+def _etag(revision: int) -> tuple[bytes, bytes]:
+    return (b"ETag", b'"%d"' % revision)
+
+
 def _wrote(
-    request: IRequest, status: int, key: bytes, revision: int, more: Mapping[str, object]
+    request: IRequest,
+    status: int,
+    key: bytes,
+    revision: int,
+    more: Mapping[str, object] | None = None,
 ) -> None:
-    value = {**named("key", key), "revision": revision, **more}
-    json(request, status, value, ((b"ETag", b'"%d"' % revision),))
+    value = named("key", key)
+    value["revision"] = revision
+    if more:
+        value.update(more)
+    json(request, status, value, (_etag(revision),))
 
 
 def _precondition_failed(request: IRequest, mod_revision: int) -> None:
@@ -310,5 +336,5 @@ def _precondition_failed(request: IRequest, mod_revision: int) -> None:
         "message": "The key is not as the request demands; nothing was changed.",
         "mod_revision": mod_revision,
     }
-    headers = ((b"ETag", b'"%d"' % mod_revision),) if mod_revision else ()
+    headers = (_etag(mod_revision),) if mod_revision else ()
     json(request, 412, value, headers)
