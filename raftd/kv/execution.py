@@ -67,7 +67,7 @@ class Execution:
             refusal = None
             if isinstance(step, PutWith):
                 changes = True
-                record = self._versions.records.get(step.key)
+                record = self._versions.get(step.key)
                 refusal = self._obstacle_to_put(step, record, granted)
                 value = record.value if step.keep_value and record is not None else step.value
                 growth += len(step.key) + len(value) + VERSION_OVERHEAD_BYTES
@@ -149,7 +149,7 @@ class Execution:
         return lease
 
     def _put(self, put: PutWith) -> PutResult:
-        old = self._versions.records.get(put.key)
+        old = self._versions.get(put.key)
         value, lease = put.value, put.lease
         if old is not None:
             value = old.value if put.keep_value else value
@@ -167,8 +167,7 @@ class Execution:
         room = delete.previous
         while keys := versions.live.range(start, end, STEP_KEYS):
             deleted += len(keys)
-            for key in keys if room else ():
-                record = versions.records[key]
+            for record in filter(None, map(versions.get, keys if room else ())):
                 room = len(previous) < MAX_PREVIOUS and self._budget.takes(record)
                 if not room:
                     break

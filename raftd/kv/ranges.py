@@ -154,7 +154,9 @@ class View:
             )
         count = versions.live.count(start, end)
         for key in changed:
-            count += (versions.at(key, self.revision) is not None) - (key in versions.records)
+            count += (versions.at(key, self.revision) is not None) - (
+                versions.get(key) is not None
+            )
         return count
 
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from raftd.interfaces import IRestore
 from raftd.kv.history import Draft
 from raftd.kv.leases import MAX_LEASES
-from raftd.kv.records import FIRST_REVISION, size_of
+from raftd.kv.records import FIRST_REVISION
 from raftd.kv.results import KeyValue, LeaseResult
 from raftd.kv.versions import Versions
 from raftd.kv.walks import Head, Walk
@@ -157,23 +157,19 @@ class Restore:
 
     def _take_keys(self, records: list[KeyValue]) -> None:
         assert self._head is not None
-        versions, compacted, last_key = self._versions, self._revision, self._last_key
+        last_key, revision = self._last_key, self._revision
         for record in records:
             key = record.key
             if key <= last_key:
                 raise ValueError("The keys of a store are not in order.")
             last_key = key
-            if not _possible(record, compacted):
+            if not _possible(record, revision):
                 raise ValueError(f"The record of key {key!r} makes no sense.")
             if record.create_revision == record.mod_revision:
                 # One number rather than two equal ones, of which there are many.
                 force_setattr(record, "create_revision", record.mod_revision)
-            if record.lease:
-                versions.leases.attach(record.lease, key)
-            versions.size_bytes += size_of(record)
         self._last_key = last_key
-        versions.records.update((record.key, record) for record in records)
-        versions.live.extend([record.key for record in records])
+        self._versions.load(records)
 
     def _take_change(self, record: KeyValue) -> None:
         assert self._head is not None
@@ -188,7 +184,7 @@ class Restore:
         self._changed.add(key)
         if record.version:
             made = versions.put(key, record.value, record.lease, revision)
-        elif key in versions.records:
+        elif versions.get(key) is not None:
             made = versions.delete(key, revision)
         else:
             raise ValueError(
@@ -211,7 +207,7 @@ class Restore:
         if over or head is None or self._section != _END or self._frames.take_rest():
             raise ValueError("The state of the store is not complete, or there is more.")
         self._complete_revision()
-        if self._revision != head.revision or len(versions.records) != head.keys:
+        if self._revision != head.revision or versions.count != head.keys:
             raise ValueError("The state of the store has other revisions or keys than it says.")
         orphan = versions.leases.orphan()
         if orphan:

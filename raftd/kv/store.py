@@ -101,7 +101,7 @@ class Store:
         versions = self._versions
         if revision <= 0:
             if versions.newest <= self.revision:
-                return versions.records.get(key)
+                return versions.get(key)
             revision = self.revision
         self._check_readable(revision)
         return versions.at(key, revision)
@@ -126,11 +126,14 @@ class Store:
             raise error_of(REFUSALS["empty_key"])
         revision = query.revision if query.revision > 0 else self.revision
         self._check_readable(revision)
-        return self._range_steps(query, revision)
-
-    def _range_steps(self, query: Range, revision: int) -> Generator[None, None, RangeResult]:
         view, budget = View(self._versions, revision), Budget(MAX_RANGE_BYTES)
-        steps = evaluate(view, query, self.revision, budget)
+        return self._range_steps(evaluate(view, query, self.revision, budget), revision)
+
+    def _range_steps(
+        self, steps: Generator[None, None, RangeResult], revision: int
+    ) -> Generator[None, None, RangeResult]:
+        # What was applied before the first step may have made it impossible, too.
+        self._check_readable(revision)
         while True:
             try:
                 next(steps)
@@ -162,7 +165,7 @@ class Store:
 
     def __len__(self) -> int:
         """How many keys there are."""
-        return len(self._versions.records) if self._before is None else self._before[0]
+        return self._versions.count if self._before is None else self._before[0]
 
     @property
     def size_bytes(self) -> int:
@@ -284,7 +287,7 @@ class Store:
 
     def _begin(self, steps: Steps) -> bytes | Generator[None, None, bytes]:
         """Whatever is done within one step is done at once."""
-        self._before = (len(self._versions.records), self._versions.size_bytes)
+        self._before = (self._versions.count, self._versions.size_bytes)
         try:
             next(steps)
         except StopIteration as end:
