@@ -161,6 +161,15 @@ class AtTheLeader(ClusterTestCase):
         self.alone.turn()
         self.failureResultOf(refused, LeaseNotFound)
 
+    def test_a_peer_is_told_at_once_that_its_question_is_for_another(self) -> None:
+        """It is not kept here: the peer asks whoever leads itself."""
+        self.program.say = lambda done: done(NotLeader("Not any more."))
+        refused = self.alone.node.forwarded_question(b"?", 1000)
+        self.alone.turn()
+        self.failureResultOf(refused, NotLeader)
+        self.alone.advance(1.0)
+        self.assertEqual(len(self.program.asked), 1)
+
     def test_a_peer_is_told_that_its_time_is_up_before_it_gives_up(self) -> None:
         self.program.say = self.program.open.append
         asked = self.alone.node.forwarded_question(b"?", 700)
