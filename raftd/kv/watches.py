@@ -396,6 +396,8 @@ class WatchHub:
     def _deliver(self) -> None:
         """Walk for a while, wake for a while, and go on in the next turn if need be."""
         self._call = None
+        if not self._count:
+            return
         self._walk()
         touched, self._touched = self._touched, []
         for group in touched:

@@ -595,10 +595,24 @@ class Ends(WatchCase):
         client = self.ask("/db/a?watch")
         for _ in range(100):
             self.write((b"a", b"x" * 5000))
+        rounds = 0
         while client.line.pending:
             self.seconds(watch.STALL_S - 2)
-            client.read()
+            # It takes what there is, whereupon there is more at once.
+            client.read(len(client.line.pending))
+            rounds += 1
+        self.assertGreater(rounds, 5)
         self.assertEqual(len(client.data()), 100)
+
+    def test_55_an_idle_client_that_stops_reading_has_its_time(self) -> None:
+        client = self.ask("/db/a?watch")
+        self.seconds(100)
+        client.protocol.pauseProducing()
+        self.seconds(watch.STALL_S - 1)
+        self.assertEqual(len(self.hub), 1)
+        self.seconds(watch.KEEP_ALIVE_S + 2)
+        self.assertEqual(len(self.hub), 0)
+        self.assertFalse(client.line.aborted)
 
 
 class KeepAlive(WatchCase):

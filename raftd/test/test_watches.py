@@ -319,6 +319,21 @@ class Calls(WatchCase):
         self.write((b"b", b"x"))
         self.assertEqual(self.keys(reader), [(3, [b"b"])])
 
+    def test_no_walk_along_what_nobody_watched(self) -> None:
+        self.close(self.watch())
+        for _ in range(100):
+            self.store.write((b"a", b"x"))
+        looks = self.store.looks
+        reader = self.watch(Selection(b"b"))
+        self.write((b"b", b"x"))
+        self.assertEqual(self.keys(reader), [(102, [b"b"])])
+        self.assertLess(self.store.looks - looks, 5)
+        self.store.write((b"b", b"x"))
+        self.close(reader)
+        looks = self.store.looks
+        self.turns()
+        self.assertEqual(self.store.looks, looks)
+
     def test_a_reader_that_fails_harms_no_other(self) -> None:
         def fail() -> None:
             raise ZeroDivisionError
