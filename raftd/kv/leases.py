@@ -88,13 +88,6 @@ class Leases:
             return [keys] if keys >= start and limit > 0 else []
         return keys.range(start, None, limit)
 
-    def count(self, id: int) -> int:
-        """How many keys the lease has."""
-        keys = self._keys.get(id)
-        if keys is None:
-            return 0
-        return 1 if isinstance(keys, bytes) else keys.count(b"", None)
-
     def orphan(self) -> int:
         """The id of a lease that has keys and was never granted; 0 if there is none."""
         return next((id for id in self._keys if id not in self._granted), 0)
