@@ -17,8 +17,11 @@ from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 
 from raftd.errors import Fatal, RaftdError
-from raftd.interfaces import DeleteResult, NodeStatus, PutResult, Value
+from raftd.interfaces import NodeStatus
 from raftd.kv.database import Database
+from raftd.kv.interfaces import LINEARIZABLE, LOCAL
+from raftd.kv.operations import DeleteRange, Operation, Put
+from raftd.kv.results import DeleteResult, KeyValue, PutResult, Result
 from raftd.node import Node
 from raftd.replica import ReplicaOptions
 from raftd.server import Server, ServerOptions
@@ -145,24 +148,27 @@ class ServerTestCase(TestCase):
     # -- requests ----------------------------------------------------------------
 
     async def put(self, server: Server, key: bytes, value: bytes) -> PutResult:
-        done: Deferred[PutResult | RaftdError] = Deferred()
-        database_of(server).put(key, value, done.callback)
-        outcome = await done
-        if isinstance(outcome, RaftdError):
-            raise outcome
-        return outcome
+        result = await self.change(server, Put(key, value))
+        assert isinstance(result, PutResult)
+        return result
 
     async def get(self, server: Server, key: bytes, linearizable: bool = True) -> bytes | None:
-        done: Deferred[Value | RaftdError | None] = Deferred()
-        database_of(server).get(key, linearizable, done.callback)
+        done: Deferred[KeyValue | RaftdError | None] = Deferred()
+        staleness = LINEARIZABLE if linearizable else LOCAL
+        database_of(server).get(key, staleness, done.callback)
         outcome = await done
         if isinstance(outcome, RaftdError):
             raise outcome
         return None if outcome is None else outcome.value
 
     async def delete(self, server: Server, key: bytes) -> DeleteResult:
-        done: Deferred[DeleteResult | RaftdError] = Deferred()
-        database_of(server).delete(key, done.callback)
+        result = await self.change(server, DeleteRange(key))
+        assert isinstance(result, DeleteResult)
+        return result
+
+    async def change(self, server: Server, operation: Operation) -> Result:
+        done: Deferred[Result | RaftdError] = Deferred()
+        database_of(server).change(operation, done.callback)
         outcome = await done
         if isinstance(outcome, RaftdError):
             raise outcome

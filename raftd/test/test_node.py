@@ -21,10 +21,10 @@ from raftd.errors import (
     Stopped,
     StorageFailed,
 )
-from raftd.interfaces import PutResult, Value
-from raftd.kv.database import Database
-from raftd.kv.store import Store
+from raftd.kv.interfaces import LOCAL
+from raftd.kv.operations import Put
 from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, SlowJournal, command
+from raftd.test.stores import StoreCluster
 from raftd.testing import Cluster
 
 #: Slow enough that nothing happens just because a heartbeat comes by.
@@ -234,23 +234,14 @@ class ReadTests(ClusterTestCase):
                     seen[name] = True
 
     def test_24_read_sees_what_another_node_has_acknowledged(self) -> None:
-        cluster, leader, (one, other) = self.led(3, Store)
-        databases = {
-            name: Database(cluster.nodes[name], cluster.machines[name])
-            for name in (leader, one, other)
-        }
+        cluster = StoreCluster(3)
+        leader = cluster.await_leader()
+        one, other = (name for name in cluster.nodes if name != leader)
         # The follower that is read from hears of commits late.
         cluster.logs[other].delay_seconds = 0.05
         for i in range(10):
-            put: Answer[PutResult] = Answer()
-            databases[one].put(b"k", b"%d" % i, put)
-            cluster.advance_until(lambda put=put: put.given)  # type: ignore[misc]
-            got: Answer[Value | None] = Answer()
-            databases[other].get(b"k", True, got)
-            cluster.advance_until(lambda got=got: got.given)  # type: ignore[misc]
-            self.assertIsInstance(got.outcome, Value)
-            assert isinstance(got.outcome, Value)
-            self.assertEqual(got.outcome.value, b"%d" % i)
+            cluster.put(one, b"k", b"%d" % i)
+            self.assertEqual(cluster.get(other, b"k"), b"%d" % i)
 
     def test_24_deposed_leader_confirms_no_read(self) -> None:
         cluster, leader, others = self.led(3, Journal)
@@ -422,23 +413,20 @@ class OutcomeTests(ClusterTestCase):
 
     def test_two_members_with_one_down(self) -> None:
         for leader_survives in (True, False):
-            cluster, leader, (follower,) = self.led(2, Store)
+            cluster = StoreCluster(2)
+            leader = cluster.await_leader()
+            (follower,) = (name for name in cluster.nodes if name != leader)
             survivor, lost = (leader, follower) if leader_survives else (follower, leader)
-            database = Database(cluster.nodes[survivor], cluster.machines[survivor])
-            put: Answer[PutResult] = Answer()
-            database.put(b"k", b"v", put)
-            cluster.advance_until(lambda put=put: put.given)  # type: ignore[misc]
+            database = cluster.database(survivor)
+            cluster.put(survivor, b"k", b"v")
             cluster.await_agreement()
             cluster.crash(lost, power_lost=True)
-            at_once: Answer[PutResult] = Answer()
-            database.put(b"k", b"at once", at_once)
+            at_once: Answer[Any] = Answer()
+            database.change(Put(b"k", b"at once"), at_once)
             cluster.advance(3.0)
-            later: Answer[PutResult] = Answer()
-            database.put(b"k", b"later", later)
-            local: Answer[Value | None] = Answer()
-            database.get(b"k", False, local)
-            assert isinstance(local.outcome, Value)
-            self.assertEqual(local.outcome.value, b"v")
+            later: Answer[Any] = Answer()
+            database.change(Put(b"k", b"later"), later)
+            self.assertEqual(cluster.get(survivor, b"k", LOCAL), b"v")
             cluster.advance(REQUEST_S - 3.0 + 0.01)
             self.assertOutcome(at_once, OutcomeUnknown)
             cluster.advance(3.0)
