@@ -42,6 +42,7 @@ setup(
             "mypy-zope",
             "pexpect",
             "ruff",
+            "schemathesis",
             "towncrier",
             "types-pexpect",
         ],

@@ -41,7 +41,8 @@ ALLOW = b"GET, HEAD, OPTIONS"
 Operation = dict[str, Any]
 
 _KEY = {"type": "string", "minLength": 1, "maxLength": 4096}
-_TAG = {"type": "string", "examples": ['"17"']}
+_TAG = {"type": "string", "pattern": '^"[0-9]+"$', "examples": ['"17"']}
+_CONDITION = {"type": "string", "pattern": r'^(\*|"[0-9]+")$', "examples": ['"17"']}
 
 
 def handle(request: IRequest, document: bytes) -> None:
@@ -116,8 +117,10 @@ def _field(name: str, about: str, schema: Schema) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": about, "schema": schema}
 
 
-_IF_MATCH = _field("If-Match", "`*`, or the `ETag` that must still be right.", _TAG)
-_IF_NONE_MATCH = _field("If-None-Match", "`*`, or the `ETag` that must not be right.", _TAG)
+_IF_MATCH = _field("If-Match", "`*`, or the `ETag` that must still be right.", _CONDITION)
+_IF_NONE_MATCH = _field(
+    "If-None-Match", "`*`, or the `ETag` that must not be right.", _CONDITION
+)
 _LAST_EVENT_ID = _field("Last-Event-ID", "Of a watch: go on behind this revision.", COUNT)
 _IDEMPOTENCY_KEY = _field(
     "Idempotency-Key",
