@@ -24,6 +24,7 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -82,7 +83,7 @@ class LeaseStore(Protocol):
     on_lease: Callable[[int, int], None] | None
 
     def lease(self, id: int) -> LeaseResult | None: ...
-    def leases(self) -> list[LeaseResult]: ...
+    def granted_leases(self) -> list[LeaseResult]: ...
 
 
 class LeaderNode(Protocol):
@@ -94,23 +95,20 @@ class LeaderNode(Protocol):
     ) -> Deferred[list[bytes | RaftdError]]: ...
 
 
-class _Kept:
+class _Kept(msgspec.Struct, gc=False, eq=False):
     """
-    A lease.
+    A lease; there may be many, so the garbage collector is spared them.
 
     `deadline` is when it is over.  `queued_at` is when it is looked at next,
     and stands in the heap; infinity if it is in no heap.  `is_revoking`: its
     revocation was proposed, and may be committed at any time.
     """
 
-    __slots__ = ("deadline", "id", "is_revoking", "queued_at", "ttl_ms")
-
-    def __init__(self, id: int, ttl_ms: int, deadline: float) -> None:
-        self.id = id
-        self.ttl_ms = ttl_ms
-        self.deadline = deadline
-        self.queued_at = math.inf
-        self.is_revoking = False
+    id: int
+    ttl_ms: int
+    deadline: float
+    queued_at: float = math.inf
+    is_revoking: bool = False
 
 
 class LeaseKeeper:
@@ -158,7 +156,7 @@ class LeaseKeeper:
         self._tenure += 1
         self._is_leading = True
         self._began_at = self._clock.seconds()
-        self._uncounted = self._store.leases()
+        self._uncounted = self._store.granted_leases()
         self._arm()
 
     def end(self) -> None:

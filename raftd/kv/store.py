@@ -184,6 +184,10 @@ class Store:
         """All leases, in the order of their ids."""
         return self._versions.leases.sorted()
 
+    def granted_leases(self) -> list[LeaseResult]:
+        """All leases, in the order in which they were granted: quicker than sorted."""
+        return self._versions.leases.pinned()
+
     def lease(self, id: int) -> LeaseResult | None:
         """A lease, None if there is none."""
         return self._versions.leases.get(id)

@@ -62,8 +62,8 @@ class FakeStore:
     def lease(self, id: int) -> LeaseResult | None:
         return self.granted.get(id)
 
-    def leases(self) -> list[LeaseResult]:
-        return sorted(self.granted.values(), key=lambda lease: lease.id)
+    def granted_leases(self) -> list[LeaseResult]:
+        return list(self.granted.values())
 
 
 class FakeNode:
