@@ -73,6 +73,9 @@ class ScriptedNode:
         else:
             self.waiting.append((decode_command(data), done))
 
+    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
+        raise NotImplementedError
+
     def apply(self, command: Command) -> bytes:
         self.index += 1
         result = self.machine.apply(self.index, self.time_ms, command)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from raftd.core.messages import Command, decode_command
 from raftd.errors import (
     BadRequest,
     Compacted,
@@ -16,16 +18,19 @@ from raftd.errors import (
     IdempotencyKeyReused,
     LeaseExists,
     LeaseNotFound,
+    NoQuorum,
     NoSpace,
     NotReady,
+    OutcomeUnknown,
     RaftdError,
     Stopped,
     TooLarge,
 )
-from raftd.idempotency import retry_of
-from raftd.interfaces import INode
+from raftd.idempotency import Idempotency, retry_of
+from raftd.interfaces import Done, INode
 from raftd.kv import scans
 from raftd.kv.backup import MAGIC, restore_backup
+from raftd.kv.database import Database
 from raftd.kv.interfaces import LOCAL, IDatabase, LeaseStatus, Selection
 from raftd.kv.lease_keeper import MAX_TTL_MS
 from raftd.kv.limits import MAX_KEY_BYTES, MAX_NESTING, MAX_VALUE_BYTES
@@ -46,7 +51,9 @@ from raftd.kv.operations import (
     RevokeLease,
     Step,
     Transaction,
+    encode_operation,
 )
+from raftd.kv.refusals import REFUSALS
 from raftd.kv.results import (
     CompactResult,
     DeleteResult,
@@ -55,8 +62,10 @@ from raftd.kv.results import (
     RangeResult,
     RevokeResult,
     TransactionResult,
+    encode_result,
 )
 from raftd.kv.store import Store
+from raftd.kv.watches import WatchHub
 from raftd.store_service import StoreService
 from raftd.test.drivers import Answer
 from raftd.test.stores import StoreCluster
@@ -200,6 +209,100 @@ class ChangeTests(StoreTestCase):
         for service in cluster.services.values():
             self.assertEqual(service.store.quota_bytes, 20_000)
             self.assertEqual(service.database.status().quota_bytes, 20_000)
+
+
+class ScriptedNode:
+    """What is proposed, read and asked waits for the test."""
+
+    def __init__(self) -> None:
+        self.proposed: list[tuple[bytes, Done[bytes]]] = []
+        self.reads: list[tuple[float, Done[None]]] = []
+
+    def propose(self, data: bytes, done: Done[bytes]) -> None:
+        self.proposed.append((data, done))
+
+    def read(self, done: Done[None]) -> None:
+        self.reads.append((0.0, done))
+
+    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
+        self.reads.append((max_staleness_s, done))
+
+
+class OutcomeTests(SynchronousTestCase):
+    """What the node says, and what of that the caller hears."""
+
+    def setUp(self) -> None:
+        self.node = ScriptedNode()
+        clock, store = Clock(), Store()
+        self.database = Database(
+            clock,
+            cast(INode, self.node),
+            Idempotency(store),
+            store,
+            WatchHub(store, clock),
+            600,
+        )
+
+    def change(self, retry: bytes = b"") -> Answer[Any]:
+        answer: Answer[Any] = Answer()
+        self.database.change(Put(b"k", b"v"), answer, retry)
+        return answer
+
+    def test_what_is_proposed_is_a_command(self) -> None:
+        for key in (b"", retry(b"k")):
+            self.change(key)
+            command = decode_command(self.node.proposed.pop()[0])
+            operation = encode_operation(Put(b"k", b"v"))
+            self.assertEqual(command, Command(operation, idempotency_key=key))
+
+    def test_errors_of_the_node_are_passed_on(self) -> None:
+        for error in (NoQuorum("Too few."), OutcomeUnknown("Who knows?")):
+            for key in (b"", retry(b"k")):
+                answer = self.change(key)
+                self.node.proposed.pop()[1](error)
+                self.assertIs(answer.outcome, error)
+
+    def test_a_refusal_is_an_error_with_its_own_code(self) -> None:
+        refused = encode_result(REFUSALS["key_not_found"])
+        for key, prefix in ((b"", b""), (retry(b"k"), b"\0")):
+            answer = self.change(key)
+            self.node.proposed.pop()[1](prefix + refused)
+            assert isinstance(answer.outcome, BadRequest)
+            self.assertEqual(answer.outcome.code, "key_not_found")
+
+    def test_30_a_result_that_cannot_be_read_is_unknown(self) -> None:
+        """The write was carried out, by whatever version the leader is of."""
+        for key, data in (
+            (b"", b""),
+            (b"", b"\xc1"),
+            (retry(b"k"), b""),
+            (retry(b"k"), b"\x09"),
+        ):
+            answer = self.change(key)
+            self.node.proposed.pop()[1](data)
+            self.assertIsInstance(answer.outcome, OutcomeUnknown)
+
+    def test_reads_wait_for_the_node_as_long_as_they_must(self) -> None:
+        query = Range(b"a", b"z")
+        for ask in (
+            lambda s, done: self.database.get(b"k", s, done),
+            lambda s, done: self.database.range(query, s, done),
+            self.database.leases,
+        ):
+            for staleness in (0.0, 2.5):
+                answer: Answer[Any] = Answer()
+                ask(staleness, answer)
+                self.assertFalse(answer.given)
+                asked_s, done = self.node.reads.pop()
+                self.assertEqual(asked_s, staleness)
+                error = NoQuorum("Too few.")
+                done(error)
+                self.assertIs(answer.outcome, error)
+            local: Answer[Any] = Answer()
+            ask(LOCAL, local)
+            self.assertTrue(local.given)
+            self.assertNotIsInstance(local.outcome, RaftdError)
+        self.assertEqual(self.node.reads, [])
 
 
 class RetryTests(StoreTestCase):
