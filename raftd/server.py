@@ -28,7 +28,7 @@ from raftd.probing import probe
 from raftd.replica import Replica, ReplicaOptions
 from raftd.steps import begin
 from raftd.store_service import StoreOptions, StoreService
-from raftd.web.routes import Routes, Site
+from raftd.web.routes import MAX_BODY_BYTES_AT, Routes, Site
 
 T = TypeVar("T")
 
@@ -73,7 +73,9 @@ class Server:
             probe=probe,
         )
         self._routes = Routes(__version__, reactor)
-        self._http_factory = HTTPFactory(self._routes.handle, reactor)
+        self._http_factory = HTTPFactory(
+            self._routes.handle, reactor, max_body_bytes_at=MAX_BODY_BYTES_AT
+        )
         self._port_factory = PortFactory(
             self._replica.peer_factory, self._http_factory, reactor
         )

@@ -20,7 +20,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol as Shape
 from typing import cast
 
@@ -122,7 +123,7 @@ class HTTPConnection(Protocol):
         #: Answers go nowhere any more, for the connection is lost, or about to be.
         self.mute = False
         self._bodies = 0
-        self._reader = Reader(self._received, server.max_body_bytes)
+        self._reader = Reader(self._received, server.max_body_bytes, server.max_body_bytes_at)
         self._queue: deque[Request] = deque()
         self._in_hand: deque[Request] = deque()
         #: The answer to what could not be a request, after which comes the end.
@@ -479,6 +480,10 @@ class HTTPConnection(Protocol):
         if not self._lingering:
             # A transport with a paused producer never closes.
             self._transport.unregisterProducer()
+        if not self._reading:
+            # TLS ends when the other end has said so as well.
+            self._reading = True
+            self._transport.resumeProducing()
         self._transport.loseConnection()
 
 
@@ -493,7 +498,8 @@ class HTTPFactory(Factory):
 
     `handler` is called with each `IRequest`; what it raises is logged and
     answered 500.  `clock` keeps the deadlines; `wall_clock`, seconds since
-    1970, gives the Date field.
+    1970, gives the Date field.  `max_body_bytes_at` has the targets whose
+    bodies have another bound than `max_body_bytes`.
     """
 
     noisy = False
@@ -505,10 +511,12 @@ class HTTPFactory(Factory):
         wall_clock: Callable[[], float] = time.time,
         max_body_bytes: int = MAX_BODY_BYTES,
         server: bytes = b"raftd",
+        max_body_bytes_at: Mapping[bytes, int] = MappingProxyType({}),
     ) -> None:
         self.handler = handler
         self.responses = Responses(server, wall_clock)
         self.max_body_bytes = max_body_bytes
+        self.max_body_bytes_at = max_body_bytes_at
         self.connections: set[HTTPConnection] = set()
         self.stopping = False
         #: Seconds, as far as deadlines are concerned; stands still while there

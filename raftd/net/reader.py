@@ -7,7 +7,8 @@ llhttp takes the bytes apart; `Reader` holds what it finds to the rules of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from httptools import (
     HttpParserCallbackError,
@@ -70,16 +71,25 @@ class Reader:
     Reads one connection and gives each request to `deliver`, in order.
 
     `deliver` is called while bytes are being parsed: it must not raise, nor
-    call the reader.
+    call the reader.  `max_body_bytes_at` has the targets whose bodies have a
+    bound of their own.
     """
 
-    def __init__(self, deliver: Deliver, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        deliver: Deliver,
+        max_body_bytes: int,
+        max_body_bytes_at: Mapping[bytes, int] = MappingProxyType({}),
+    ) -> None:
         self.phase = IDLE
         #: When the unfinished request began, in the unit of `feed`.
         self.begun = 0
         #: The client waits for leave to send the body (RFC 9110, 10.1.1).
         self.continue_due = False
         self._deliver = deliver
+        self._default_max_body_bytes = max_body_bytes
+        self._max_body_bytes_at = max_body_bytes_at
+        #: Of the request that is being read, if it has a body.
         self._max_body_bytes = max_body_bytes
         self._parser = HttpRequestParser(self)
         self._now = 0
@@ -184,6 +194,9 @@ class Reader:
 
     def _look_at_special_fields(self, version: str) -> None:
         special = self._special
+        self._max_body_bytes = self._max_body_bytes_at.get(
+            self._target, self._default_max_body_bytes
+        )
         check_framing(version, special, self._max_body_bytes)
         if b"expect" in special and version == "1.1":
             check_expectation(special[b"expect"])

@@ -92,6 +92,7 @@ class HTTPCase(SynchronousTestCase):
             lambda: NOW + self.clock.seconds(),
             self.max_body_bytes,
             b"raftd/1",
+            {b"/long": 1500},
         )
         self.connect()
 
@@ -639,6 +640,24 @@ class Bodies(HTTPCase):
         self.send(b"1\r\nx")
         self.assertRefused(413, "too_large")
         self.assertEqual(self.requests, [])
+
+    def test_a_target_with_a_bound_of_its_own(self) -> None:
+        """And the next request of the connection has the general one again."""
+        self.handler = self.echo
+        long = self.put(1500).replace(b"/a", b"/long")
+        chunked = b"PUT /long HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+        self.send(long, b"x" * 1500, chunked, b"5dc\r\n" + b"x" * 1500 + b"\r\n0\r\n\r\n")
+        self.assertEqual([len(r.body) for r in self.requests], [1500, 1500])
+        self.assertEqual([a.status for a in self.answered()], [200, 200])
+        self.send(self.put(1001))
+        self.assertRefused(413, "too_large")
+        for target in (b"/long?", b"/long/", b"/%6cong"):
+            self.connect()
+            self.send(long.replace(b"/long", target))
+            self.assertRefused(413, "too_large")
+        self.connect()
+        self.send(chunked, b"5dd\r\n" + b"x" * 1501)
+        self.assertRefused(413, "too_large")
 
     def test_the_rest_of_a_refused_body_is_dropped(self) -> None:
         """And not without end."""

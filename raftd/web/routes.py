@@ -26,6 +26,9 @@ from raftd.web.watch import Watching
 #: What is offered anywhere.
 ALLOW = b"GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
 
+#: Targets whose bodies may be longer, in bytes, than any value.
+MAX_BODY_BYTES_AT = {txn.PATH: txn.MAX_BODY_BYTES}
+
 
 class Site(NamedTuple):
     """What the web face shows: a node, and the database over it."""
