@@ -487,10 +487,11 @@ class IRequest(Interface):
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> IBodySink | None:
         """
-        Answer with a body of unknown length; None if the client is gone.
+        Answer with a body of unknown length.
 
         A later request of the same connection waits until the body is over.
-        HEAD is answered without one: None too.
+        None if there is nobody to make it for: the client is gone, or it is a
+        HEAD, or the server is stopping, which is then answered 503.
         """
 
 

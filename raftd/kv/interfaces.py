@@ -47,7 +47,8 @@ class Event(msgspec.Struct, frozen=True):
 class Changes(msgspec.Struct, frozen=True, eq=False):
     """
     What one revision has changed in a watched range, in order: a part of it,
-    unless `last`, which says that nothing of this revision follows.
+    unless `last`, which says that nothing of this revision follows.  The last of
+    several parts may have no events.
 
     Watches of the same range are given the same object, so that a face need
     encode it only once.
@@ -159,7 +160,8 @@ class IDatabase(Interface):
         """
         What changes in a range from `revision` on; 0: from now on.
 
-        `revision` may be in the future.  `Compacted` raised if it was compacted.
+        `revision` may be in the future.  `Compacted` raised if it was compacted,
+        `Overloaded` if there are too many.
         `on_ready` is called from the reactor, never from within `take`.
         """
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
+from OpenSSL.crypto import X509, PKey
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
-from twisted.internet.protocol import ClientCreator
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import CertificateOptions
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -721,7 +730,8 @@ class Endless:
 class StreamsOverTCP(TestCase):
     """What only a real transport shows."""
 
-    timeout = 20
+    #: Below the deadlines for closing: none of them is to be needed.
+    timeout = http1.CLOSE_TIMEOUT_S - 2
     piece = b"x" * 50_000
 
     def setUp(self) -> None:
@@ -741,16 +751,20 @@ class StreamsOverTCP(TestCase):
             self.opened.callback(None)
 
     async def connect(self) -> Client:
-        port = cast(IPv4Address, self.port.getHost()).port
-        client: Client = await ClientCreator(reactor, Client).connectTCP("127.0.0.1", port)
+        client = Client()
+        point = self.endpoint(cast(IPv4Address, self.port.getHost()).port)
+        await point.connect(Factory.forProtocol(lambda: client))
         return client
+
+    def endpoint(self, port: int) -> Any:
+        return TCP4ClientEndpoint(reactor, "127.0.0.1", port)
 
     async def test_55_a_client_that_does_not_read_is_not_buffered_for(self) -> None:
         client = await self.connect()
         transport = cast(Any, client.transport)
-        transport.pauseProducing()
         transport.write(GET)
         await self.opened
+        transport.pauseProducing()
         source = self.sources[0]
         made = -1
         while made != source.made:
@@ -787,6 +801,28 @@ class StreamsOverTCP(TestCase):
             await self.opened
             self.sources[-1].sink.abort()
             self.assertFalse(await client.ended)
+
+
+class StreamsOverTLS(StreamsOverTCP):
+    """The same through a wrapper, which has a buffer and a producer of its own."""
+
+    def listen(self, factory: Any) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), 1)
+            .not_valid_before(datetime(2020, 1, 1))
+            .not_valid_after(datetime(2100, 1, 1))
+            .sign(key, SHA256())
+        )
+        server = CertificateOptions(
+            PKey.from_cryptography_key(key), X509.from_cryptography(certificate)
+        )
+        super().listen(TLSMemoryBIOFactory(server, False, factory))
+
+    def endpoint(self, port: int) -> Any:
+        # Whose certificate it is does not matter here.
+        return wrapClientTLS(CertificateOptions(), super().endpoint(port))
 
 
 def _next_turn() -> Deferred[None]:
