@@ -20,7 +20,7 @@ CHUNK_REVISIONS: Final = 1 << _CHUNK_BITS
 _WITHIN = CHUNK_REVISIONS - 1
 
 #: Versions in a part of a revision that changed many keys; its last part may have fewer.
-PART_RECORDS = 1024
+PART_RECORDS = 512
 
 #: What one revision changed, in order: one version, or parts with many.
 Change = KeyValue | tuple[tuple[KeyValue, ...], ...]

@@ -114,49 +114,41 @@ class View:
         """How many keys there were in a range."""
         if end is not None and end <= start:
             return 0
+        versions, history = self._versions, self._versions.history
+        live = versions.live.count(start, end)
         if self._is_newest():
-            return self._versions.live.count(start, end)
-        count = self._count_back(start, end)
-        if count is not None:
-            return count
+            return live
+        # Pages of one listing read one revision, which is soon an old one; so
+        # that they need not look at every key of the range each time.
+        if versions.newest <= history.last and history.last - self.revision <= live:
+            return (yield from self._count_back(start, end, live))
         count = 0
-        while keys := self._versions.keys(start, end, STEP_KEYS):
-            at, revision = self._versions.at, self.revision
-            count += sum(at(key, revision) is not None for key in keys)
+        while keys := versions.keys(start, end, STEP_KEYS):
+            count += sum(versions.at(key, self.revision) is not None for key in keys)
             if len(keys) < STEP_KEYS:
                 break
             start = keys[-1] + b"\0"
             yield
         return count
 
-    def _count_back(self, start: bytes, end: bytes | None) -> int | None:
-        """
-        The count, from what there is now and what has changed since; None if
-        that is more than one step.
-
-        Pages of one listing read one revision, which is soon an old one; so
-        they need not look at every key of the range each time.
-        """
-        versions = self._versions
-        history = versions.history
-        if history.last < versions.newest or history.last - self.revision > STEP_KEYS:
-            return None
+    def _count_back(
+        self, start: bytes, end: bytes | None, count: int
+    ) -> Generator[None, None, int]:
+        """The same from `count`, which is that of now, and what was changed since."""
+        at, revision, now = self._versions.at, self.revision, self._versions.history.last
         changed: set[bytes] = set()
-        looked_at = 0
-        for records in history.walk(self.revision, history.last):
-            looked_at += len(records)
-            if looked_at > STEP_KEYS:
-                return None
-            changed.update(
-                record.key
-                for record in records
-                if record.key >= start and (end is None or record.key < end)
-            )
-        count = versions.live.count(start, end)
-        for key in changed:
-            count += (versions.at(key, self.revision) is not None) - (
-                versions.get(key) is not None
-            )
+        done = 0
+        for records in self._versions.history.walk(revision, now):
+            for record in records:
+                key = record.key
+                if key in changed or key < start or (end is not None and key >= end):
+                    continue
+                changed.add(key)
+                count += (at(key, revision) is not None) - (at(key, now) is not None)
+            done += len(records)
+            if done >= STEP_KEYS:
+                done = 0
+                yield
         return count
 
 

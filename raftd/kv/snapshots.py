@@ -13,7 +13,7 @@ from msgspec.structs import force_setattr
 from zope.interface import implementer
 
 from raftd.interfaces import IRestore
-from raftd.kv.history import Draft
+from raftd.kv.history import Draft, History
 from raftd.kv.leases import MAX_LEASES
 from raftd.kv.records import FIRST_REVISION
 from raftd.kv.results import KeyValue, LeaseResult
@@ -87,8 +87,10 @@ _LEASES, _KEYS, _CHANGES, _END = range(4)
 class Restore:
     """A state on its way in; `done` is called with it when it is complete."""
 
-    def __init__(self, done: Callable[[State], None]) -> None:
+    def __init__(self, done: Callable[[State], None], ahead: int = 0) -> None:
+        """`ahead`: as of `moved_on`."""
         self._done = done
+        self._ahead = ahead
         self._frames = Unframer()
         self._head: Head | None = None
         self._section = _LEASES
@@ -212,7 +214,22 @@ class Restore:
         orphan = versions.leases.orphan()
         if orphan:
             raise ValueError(f"There are keys of the lease {orphan}, which is not there.")
-        self._done(State(head.revision, head.compacted_revision, head.quota_bytes, versions))
+        state = State(head.revision, head.compacted_revision, head.quota_bytes, versions)
+        self._done(moved_on(state, self._ahead) if self._ahead else state)
+
+
+def moved_on(state: State, ahead: int) -> State:
+    """
+    The same keys in a store that is `ahead` revisions further, and compacted there.
+
+    For a store that begins with an old state: whoever has seen a revision that
+    was lost is told that it was compacted, rather than shown another one.
+    """
+    versions, revision = state.versions, state.revision + ahead
+    for _ in versions.compact(state.revision, lambda record: None):
+        pass
+    versions.history = History(revision)
+    return State(revision, revision, state.quota_bytes, versions)
 
 
 def _possible(record: KeyValue, revision: int) -> bool:

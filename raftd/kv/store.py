@@ -221,9 +221,14 @@ class Store:
         self._walks.add(walk)
         return walk
 
-    def restore(self) -> Restore:
-        """Begin to take over another store's state (`IStateMachine.restore`)."""
-        return Restore(self._become)
+    def restore(self, ahead: int = 0) -> Restore:
+        """
+        Begin to take over another store's state (`IStateMachine.restore`).
+
+        With `ahead`, its revision is so much further then, and all before it
+        compacted (`raftd.kv.snapshots.moved_on`).
+        """
+        return Restore(self._become, ahead)
 
     def _become(self, state: State) -> None:
         # Walks of the old state go on with its versions, which nobody changes any more.

@@ -19,8 +19,8 @@ from raftd.kv.leases import Leases
 from raftd.kv.records import VERSION_OVERHEAD_BYTES, size_of, tombstone
 from raftd.kv.results import KeyValue
 
-#: Keys that one step of a long operation looks at or changes: one to three milliseconds.
-STEP_KEYS = 1024
+#: Keys that one step of a long operation looks at or changes: about a millisecond.
+STEP_KEYS = 512
 
 #: Up to so many older versions of a key are a tuple, which the garbage
 #: collector soon leaves alone; more are a list, to which another is added
@@ -177,8 +177,11 @@ class Versions:
         key = old.key
         gone = tombstone(key, revision)
         older = self._older[shard]
-        _set_aside(older, key, old)
-        _set_aside(older, key, gone)
+        if key in older:
+            _set_aside(older, key, old)
+            _set_aside(older, key, gone)
+        else:
+            older[key] = (old, gone)
         self.size_bytes += size_of(gone)
         if old.lease:
             self.leases.detach(old.lease, key)

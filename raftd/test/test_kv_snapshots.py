@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Command
+from raftd.errors import Compacted
 from raftd.kv import walks
 from raftd.kv.keys import SortedKeys
 from raftd.kv.operations import (
@@ -21,12 +22,13 @@ from raftd.kv.operations import (
     Operation,
     Put,
     PutWith,
+    Range,
     RevokeLease,
     SetQuota,
     Transaction,
     encode_operation,
 )
-from raftd.kv.results import KeyValue
+from raftd.kv.results import KeyValue, PutResult, RevokeResult
 from raftd.kv.store import Store
 from raftd.slices import frame
 from raftd.test.kvrig import apply, check_invariants, cut, drained, make_small, restored
@@ -332,6 +334,31 @@ class Restoring(SnapshotCase):
         self.assertEqual(other.digest(), self.store.digest())
         self.assertEqual((len(other), other.revision, told), (10, 11, [(11, 5)]))
         self.assertRaises(ValueError, restore.finish)
+
+    def test_a_state_can_be_moved_on(self) -> None:
+        """For a cluster that begins with a backup: nobody sees a revision 5 that is another."""
+        apply(self.store, GrantLease(1, 1000))
+        for n in range(9):
+            apply(self.store, Put(b"%d" % (n % 4), b"", n % 2))
+        apply(self.store, DeleteRange(b"2"))
+        for compacted in (0, 4, 11):
+            if compacted:
+                apply(self.store, Compact(compacted))
+            data = b"".join(self.store.snapshot())
+            copy = Store()
+            restore = copy.restore(1000)
+            restore.write(data)
+            restore.finish()
+            check_invariants(copy)
+            self.assertEqual((copy.revision, copy.compacted_revision), (1011, 1011))
+            everything = self.store.range(Range(b"\0", b"\0")).kvs
+            self.assertEqual(copy.range(Range(b"\0", b"\0")).kvs, everything)
+            self.assertRaises(Compacted, copy.get, b"0", 1010)
+            self.assertEqual(apply(copy, Put(b"0", b"")), PutResult(1012, False))
+            self.assertEqual(list(copy.changed_keys(1012)), [b"0"])
+            self.assertEqual(apply(copy, RevokeLease(1)), RevokeResult(1013, 2))
+            again = restored(b"".join(copy.snapshot()))
+            self.assertEqual(again.digest(), copy.digest())
 
     def test_versions_of_a_key_share_the_key(self) -> None:
         """And equal numbers are one object: a restart must not take more memory."""
