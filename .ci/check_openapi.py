@@ -50,7 +50,7 @@ def main() -> None:
             node = subprocess.Popen([*command, "--data-dir", str(data)], cwd=TREE, stdout=out)
         try:
             wait_for(f"http://{name}/status", node)
-            ok = conforms(f"http://{name}/openapi.json")
+            ok = conforms(f"http://{name}/openapi.json", work)
             alive = node.poll() is None
         finally:
             node.terminate()
@@ -74,7 +74,7 @@ def wait_for(url: str, node: "subprocess.Popen[bytes]") -> None:
     sys.exit("the node does not serve")
 
 
-def conforms(url: str) -> bool:
+def conforms(url: str, work: str) -> bool:
     """Run schemathesis; HEAD and OPTIONS are held against GET by the unit tests."""
     result = subprocess.run(
         [
@@ -91,6 +91,8 @@ def conforms(url: str) -> bool:
             *("--warnings", "off"),
             "--no-color",
         ],
+        # It leaves files where it runs.
+        cwd=work,
         env={**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": str(CI)},
         timeout=RUN_S,
         check=False,

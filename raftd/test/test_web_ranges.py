@@ -184,6 +184,20 @@ class Listings(WebCase):
         # Still the revision of the first.
         self.assertTrue(answer.json()["next"].endswith("&revision=41&after=b"))
 
+    def test_another_order(self) -> None:
+        """Which has no pages."""
+        for name, number in (("key", 0), ("value", 1), ("version", 2), ("create_revision", 3),
+                             ("mod_revision", 4)):  # fmt: skip
+            query = self.query(f"sort={name}&order=desc&limit=1".encode())
+            self.assertEqual((query.sort_by, query.descending), (number, True))
+        result = RangeResult(41, 5, True, [kv(b"a")])
+        answer = self.ask("GET", b"/db/?sort=version&limit=1", outcome=result)
+        self.assertTrue(answer.json()["more"])
+        self.assertNotIn("next", answer.json())
+        self.assertNotIn("Link", answer.headers)
+        for query_string in (b"sort=version&after=a", b"sort=lease", b"sort=", b"sort"):
+            self.assertRefused(self.ask("GET", b"/db/?" + query_string))
+
     def test_how_many_and_no_more(self) -> None:
         value = self.ask("GET", b"/db/?count_only", outcome=RangeResult(41, 7, True, [])).json()
         self.assertEqual(value, {"revision": 41, "count": 7, "more": False, "kvs": []})

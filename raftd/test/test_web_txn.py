@@ -140,10 +140,11 @@ class Bodies(TransactionCase):
                         "keys_only": True,
                         "count_only": True,
                         "order": "desc",
+                        "sort": "mod_revision",
                         "revision": 7,
                     }
                 },
-                Range(b"a", b"c", 7, 5, True, True, descending=True),
+                Range(b"a", b"c", 7, 5, True, True, MOD_REVISION, True),
             ),
             ({"delete": {"key": "a"}}, DeleteRangeWith(b"a")),
             ({"delete": {"prefix": "", "prev": True}},

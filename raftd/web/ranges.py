@@ -18,7 +18,15 @@ import msgspec
 from raftd.errors import BadRequest, RaftdError
 from raftd.interfaces import IRequest
 from raftd.kv.interfaces import IDatabase
-from raftd.kv.operations import DeleteRange, Range
+from raftd.kv.operations import (
+    CREATE_REVISION,
+    KEY,
+    MOD_REVISION,
+    VALUE,
+    VERSION,
+    DeleteRange,
+    Range,
+)
 from raftd.kv.results import DeleteResult, RangeResult, Result
 from raftd.web import freshness, spans, streams
 from raftd.web.answers import (
@@ -43,11 +51,21 @@ ALLOW = b"GET, HEAD, DELETE, OPTIONS"
 LIMIT = 1000
 MAX_LIMIT = 10_000
 
+#: By what a listing may be sorted.
+SORTS = {
+    "key": KEY,
+    "version": VERSION,
+    "create_revision": CREATE_REVISION,
+    "mod_revision": MOD_REVISION,
+    "value": VALUE,
+}
+
 LIST_PARAMETERS = (
     *spans.PARAMETERS,
     "after",
     "limit",
     "order",
+    "sort",
     "keys_only",
     "count_only",
     "revision",
@@ -85,7 +103,10 @@ def _list(request: IRequest, database: IDatabase, watching: Watching) -> None:
     parameters = Parameters(request.query, LIST_PARAMETERS, "A listing")
     whole = spans.named(parameters, "A listing") or spans.with_prefix(b"")
     descending = parameters.choice("order", ("asc", "desc")) == "desc"
+    sort_by = SORTS[parameters.choice("sort", tuple(SORTS))]
     after = parameters.octets("after")
+    if after is not None and sort_by != KEY:
+        raise BadRequest("Pages are in the order of keys: with a sort there is no after.")
     key, range_end = whole if after is None else spans.behind(whole, after, descending)
     query = Range(
         key,
@@ -94,6 +115,7 @@ def _list(request: IRequest, database: IDatabase, watching: Watching) -> None:
         parameters.number("limit", 1, MAX_LIMIT) or LIMIT,
         parameters.flag("keys_only"),
         parameters.flag("count_only"),
+        sort_by,
         descending=descending,
     )
 
@@ -111,7 +133,7 @@ def _page(request: IRequest, parameters: Parameters, query: Range, result: Range
     revision = query.revision or result.revision
     headers = [NO_CACHE]
     following = None
-    if result.more and result.kvs:
+    if result.more and result.kvs and query.sort_by == KEY:
         following = _url_behind(parameters, result.kvs[-1].key, revision)
         headers.append((b"Link", b'<%s>; rel="next"' % following.encode("ascii")))
     streams.respond(request, 200, _pieces(query, result, revision, following), JSON, headers)
@@ -121,7 +143,8 @@ def _pieces(
     query: Range, result: RangeResult, revision: int, following: str | None
 ) -> Iterator[bytes]:
     """The page as JSON."""
-    head = {"revision": revision, "count": result.count, "more": following is not None}
+    more = result.more and bool(result.kvs)
+    head = {"revision": revision, "count": result.count, "more": more}
     yield _encode(head)[:-1] + b',"kvs":['
     yield from slices(result.kvs, query.keys_only)
     yield b"]" if following is None else b'],"next":' + _encode(following)

@@ -7,7 +7,7 @@ from typing import Any
 from raftd.core.membership import MAX_CHANGES
 from raftd.web.lease import MAX_KEYS
 from raftd.web.parameters import MAX_NUMBER
-from raftd.web.ranges import MAX_LIMIT
+from raftd.web.ranges import MAX_LIMIT, SORTS
 from raftd.web.records import MAX_TTL_S
 from raftd.web.txn import MAX_LIST
 
@@ -59,6 +59,7 @@ REVISION = whole(1)
 COUNT = whole()
 NAME: Schema = {"type": "string", "minLength": 1, "examples": ["db1.example:4001"]}
 TTL: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TTL_S}
+SORT: Schema = {"enum": list(SORTS), "default": "key"}
 SECONDS: Schema = {"type": "number", "minimum": 0}
 
 
@@ -289,6 +290,7 @@ ASKED: dict[str, Schema] = {
             "keys_only": BOOLEAN,
             "count_only": BOOLEAN,
             "order": {"enum": ["asc", "desc"], "default": "asc"},
+            "sort": SORT,
             "revision": REVISION,
         },
         **_choose(_KEYS),

@@ -51,7 +51,7 @@ from raftd.web import bodies, spans, streams
 from raftd.web.answers import JSON, failed_read, failed_result, not_allowed, options
 from raftd.web.fields import unconditional_retry
 from raftd.web.parameters import MAX_NUMBER, no_parameters
-from raftd.web.ranges import MAX_LIMIT
+from raftd.web.ranges import MAX_LIMIT, SORTS
 from raftd.web.records import either, parse_lease_id, record, slices
 from raftd.web.spans import Span
 
@@ -133,6 +133,7 @@ class _Get(_Keys):
     keys_only: bool = False
     count_only: bool = False
     order: Literal["asc", "desc"] = "asc"
+    sort: Literal["key", "version", "create_revision", "mod_revision", "value"] = "key"
     revision: Annotated[int, Meta(ge=1, le=MAX_NUMBER)] | UnsetType = UNSET
 
 
@@ -238,6 +239,7 @@ def _get(wanted: _Get, where: str) -> Range:
         MAX_LIMIT if wanted.limit is UNSET else wanted.limit,
         wanted.keys_only,
         wanted.count_only,
+        SORTS[wanted.sort],
         descending=wanted.order == "desc",
     )
 
