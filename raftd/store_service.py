@@ -124,6 +124,7 @@ class _Running:
         self._tenure.stop()
         self._checker.stop()
         self.database.stop()
+        self._hub.close()
 
 
 def _ignore(outcome: Result | RaftdError) -> None:
