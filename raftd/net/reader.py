@@ -34,8 +34,9 @@ from raftd.net.heads import (
     too_large,
 )
 
-#: The longest request target, in bytes: a key of 4 KiB, all percent-encoded.
-MAX_TARGET_BYTES = 16 * 1024
+#: The longest request target, in bytes: three keys of 4 KiB, all percent-encoded,
+#: as the next page of a listing may have them.
+MAX_TARGET_BYTES = 40 * 1024
 
 #: Header fields of one request, and their bytes together.
 MAX_HEADERS = 100

@@ -15,6 +15,7 @@ from raftd.idempotency import retry_of
 from raftd.kv.interfaces import LINEARIZABLE, LOCAL
 from raftd.kv.operations import EVERY_KEY, DeleteRange, Range
 from raftd.kv.results import DeleteResult, KeyValue, RangeResult
+from raftd.net.reader import MAX_TARGET_BYTES
 from raftd.test.webs import FakeRequest, WebCase
 from raftd.web.ranges import LIMIT
 from raftd.web.records import SLICE_RECORDS
@@ -183,6 +184,14 @@ class Listings(WebCase):
         self.assertEqual(query, Range(b"a/\xff>\0", b"b", 41, 2, True))
         # Still the revision of the first.
         self.assertTrue(answer.json()["next"].endswith("&revision=41&after=b"))
+
+    def test_the_next_page_can_be_asked_for(self) -> None:
+        """However long the keys are; a key has at most 4 KiB."""
+        longest = "%FF" * 4096
+        target = f"/db/?start={longest}&end={longest}&limit=10000&order=desc&keys_only=false"
+        result = RangeResult(2**63 - 1, 5, True, [kv(b"\xff" * 4096)])
+        following = self.ask("GET", target.encode(), outcome=result).json()["next"]
+        self.assertLess(len(following), MAX_TARGET_BYTES)
 
     def test_another_order(self) -> None:
         """Which has no pages."""
