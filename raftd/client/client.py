@@ -92,7 +92,8 @@ class Client:
             # What it would try again by itself, a DELETE for one, may have happened.
             self._pool.retryAutomatically = False
             agent = Agent(reactor, pool=self._pool)
-        self._agent = agent
+        #: What sends all requests.
+        self.agent = agent
         self.requester = Requester(reactor, servers, agent, timeout_s)
 
     @deferred
@@ -341,7 +342,7 @@ class Client:
         parameters += [("watch", ""), *_flags(prev=previous)]
         if events:
             parameters.append(("events", events))
-        return Watch(self.reactor, self._agent, self.requester, path, parameters, revision)
+        return Watch(self.reactor, self.agent, self.requester, path, parameters, revision)
 
     @deferred
     async def lease(self, ttl_s: float, *, idempotency_key: str | None = None) -> Lease:
