@@ -320,7 +320,15 @@ class IdempotencyKeys(WebCase):
         self.ask("PUT", b"/db/k", b"v", result, idempotency_key="a", if_none_match="*")
         (_, operation, retry) = self.asked()
         self.assertIsInstance(operation, Transaction)
-        self.assertEqual(retry, retry_of(b"a", "PUT", b"/db/k", b"v"))
+        target = b"/db/k\nif-none-match:*"
+        self.assertEqual(retry, retry_of(b"a", "PUT", target, b"v"))
+
+    def test_another_condition_is_another_request(self) -> None:
+        found = []
+        for headers in ({}, {"if_match": "*"}, {"if_none_match": "*"}, {"if_match": '"5"'}):
+            self.ask("PUT", b"/db/k", b"v", PutResult(9, True), idempotency_key="a", **headers)
+            found.append(self.asked()[2])
+        self.assertEqual(len(set(found)), 4)
 
     def test_malformed(self) -> None:
         for key in ("", "a b", "é", "x" * 256, "a\tb"):

@@ -67,6 +67,10 @@ def retry(request: IRequest, fields: Fields) -> bytes:
             "visible characters."
         )
     target = request.path + b"?" + request.query if request.query else request.path
+    for name in (IF_MATCH, IF_NONE_MATCH):
+        if name in fields:
+            # Another condition makes it another request; no target has a line break.
+            target += b"\n" + name + b":" + fields[name]
     return retry_of(key, request.method, target, request.body)
 
 
