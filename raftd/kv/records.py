@@ -12,9 +12,9 @@ from raftd.kv.results import KeyValue
 #: The revision of a store that nothing was ever written to.
 FIRST_REVISION = 1
 
-#: What a version takes in memory beside its key and its value, in bytes, about
-#: (`docs/store-snapshot.md` has the measurement).  It is part of what the state
-#: machine is: nodes that differed here would disagree about the quota.
+#: What a version takes in memory beside its key and its value, in bytes, about:
+#: 240 for the first of a key, less for others (`bench/store.py`).  It is part of
+#: what the state machine is: nodes that differed here would disagree about the quota.
 VERSION_OVERHEAD_BYTES = 256
 
 

@@ -37,7 +37,12 @@ class PutResult(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
 
 
 class DeleteResult(msgspec.Struct, tag=2, array_like=True, frozen=True):
-    """The store's revision after a delete, and how many keys it removed."""
+    """
+    The store's revision after a delete, and how many keys it removed.
+
+    `previous`, if it was asked for, has the first of them, as many as a result
+    may have (`raftd.kv.execution.MAX_PREVIOUS`, `raftd.kv.ranges.MAX_RESULT_BYTES`).
+    """
 
     revision: int
     deleted: int

@@ -13,6 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Sequence
 from operator import attrgetter
 
+import msgspec
+
 from raftd.kv.history import Draft, History, parts_of
 from raftd.kv.keys import SortedKeys
 from raftd.kv.leases import Leases
@@ -35,7 +37,25 @@ _SHARD = SHARDS - 1
 
 _mod_revision = attrgetter("mod_revision")
 
-_Older = tuple[KeyValue, ...] | list[KeyValue]
+
+class _Older(msgspec.Struct, gc=False):
+    """
+    All but the newest version of a key, ascending.
+
+    The garbage collector does not see it, and so has nothing to look for in a
+    dictionary of these; in one of tuples it would look at each of them.
+    """
+
+    records: tuple[KeyValue, ...] | list[KeyValue]
+
+    def add(self, record: KeyValue) -> None:
+        records = self.records
+        if isinstance(records, list):
+            records.append(record)
+        elif len(records) < MAX_TUPLE_VERSIONS:
+            self.records = (*records, record)
+        else:
+            self.records = [*records, record]
 
 
 class Versions:
@@ -89,10 +109,11 @@ class Versions:
         older = self._older[shard].get(key)
         if older is None:
             return None
-        i = bisect_right(older, revision, key=_mod_revision)
+        records = older.records
+        i = bisect_right(records, revision, key=_mod_revision)
         if not i:
             return None
-        record = older[i - 1]
+        record = records[i - 1]
         return record if record.version else None
 
     def keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
@@ -123,7 +144,11 @@ class Versions:
         else:
             key = old.key  # not another object with the same bytes
             record = KeyValue(key, value, old.create_revision, revision, old.version + 1, lease)
-            _set_aside(self._older[shard], key, old)
+            older = self._older[shard].get(key)
+            if older is None:
+                self._older[shard][key] = _Older((old,))
+            else:
+                older.add(old)
             if lease != old.lease:
                 if old.lease:
                     self.leases.detach(old.lease, key)
@@ -136,7 +161,7 @@ class Versions:
     def _revive(self, key: bytes, older: _Older | None) -> bytes:
         """`key` is not in `_records` and will be; the same key, perhaps as an older object."""
         if older is not None:
-            key = older[0].key
+            key = older.records[0].key
             self.deleted.remove(key)
         self.live.add(key)
         self.count += 1
@@ -176,12 +201,12 @@ class Versions:
         self.count -= 1
         key = old.key
         gone = tombstone(key, revision)
-        older = self._older[shard]
-        if key in older:
-            _set_aside(older, key, old)
-            _set_aside(older, key, gone)
+        older = self._older[shard].get(key)
+        if older is None:
+            self._older[shard][key] = _Older((old, gone))
         else:
-            older[key] = (old, gone)
+            older.add(old)
+            older.add(gone)
         self.size_bytes += size_of(gone)
         if old.lease:
             self.leases.detach(old.lease, key)
@@ -226,33 +251,32 @@ class Versions:
         older = self._older[shard].get(key)
         if older is None:
             return
+        records = older.records
         newest = self._records[shard].get(key)
         if newest is not None and newest.mod_revision == record.mod_revision:
-            i = len(older)
+            i = len(records)
         else:
-            i = bisect_left(older, record.mod_revision, key=_mod_revision)
+            i = bisect_left(records, record.mod_revision, key=_mod_revision)
         if i:
-            previous = older[i - 1]
+            previous = records[i - 1]
             self.size_bytes -= size_of(previous)
             if previous.version:
                 keep(previous)
-        if i < len(older):
-            following = older[i + 1] if i + 1 < len(older) else newest
+        if i < len(records):
+            following = records[i + 1] if i + 1 < len(records) else newest
             if following is not None and following.mod_revision <= revision:
                 # It comes about itself, and all of this key goes at once then.
                 return
             if not record.version:
                 self.size_bytes -= size_of(record)
                 i += 1
-        if i == len(older):
+        if i == len(records):
             self._forget(shard, key)
             if newest is None:
                 self.deleted.remove(key)
         elif i:
-            # A new one: a walk may look at the old one.
-            rest = older[i:]
-            few = len(rest) <= MAX_TUPLE_VERSIONS
-            self._older[shard][key] = tuple(rest) if few else rest
+            rest = records[i:]
+            older.records = tuple(rest) if len(rest) <= MAX_TUPLE_VERSIONS else rest
 
     def _forget(self, shard: int, key: bytes) -> None:
         older = self._older[shard]
@@ -260,16 +284,3 @@ class Versions:
         if not older:
             # A dictionary does not give back its room by itself.
             self._older[shard] = {}
-
-
-def _set_aside(shard: dict[bytes, _Older], key: bytes, record: KeyValue) -> None:
-    """`record` is not the newest version of `key` any more."""
-    older = shard.get(key)
-    if older is None:
-        shard[key] = (record,)
-    elif isinstance(older, list):
-        older.append(record)
-    elif len(older) < MAX_TUPLE_VERSIONS:
-        shard[key] = (*older, record)
-    else:
-        shard[key] = [*older, record]

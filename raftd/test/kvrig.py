@@ -100,7 +100,7 @@ def check_invariants(store: Store) -> None:
     inside = store._versions
     live, deleted = list(inside.live), list(inside.deleted)
     newest = {key: r for shard in inside._records for key, r in shard.items()}
-    older = {key: rs for shard in inside._older for key, rs in shard.items()}
+    older = {key: o.records for shard in inside._older for key, o in shard.items()}
     assert live == sorted(newest)
     assert len(live) == inside.count == len(store)
     assert deleted == sorted(key for key in older if key not in newest)
