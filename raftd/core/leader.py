@@ -22,6 +22,7 @@ from raftd.core.messages import (
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
+    Member,
     MemberId,
     Request,
     TimeoutNow,
@@ -134,21 +135,31 @@ class Leadership:
         if commit_index < self.term_start_index:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
         voters = frozenset[MemberId]().union(*self._majorities)
+        members = changed.members()
         for member_id in sorted(changed.voter_ids() - voters):
-            self._check_caught_up(member_id, configuration_index, commit_index)
+            self._check_caught_up(members[member_id], configuration_index, commit_index)
         if not force:
             self._check_live(changed.majorities(), now)
 
     def _check_caught_up(
-        self, member_id: MemberId, configuration_index: int, commit_index: int
+        self, member: Member, configuration_index: int, commit_index: int
     ) -> None:
-        progress = self.progress.get(member_id)
+        progress = self.progress.get(member.id)
         match_index = 0 if progress is None else progress.match_index
         behind = commit_index - match_index
         # A short log is no sign of life: it must have answered as a learner.
         silent = match_index < max(configuration_index, 1)
-        if behind > MAX_PROMOTION_LAG_ENTRIES or silent:
-            raise NotCaughtUp(f"It is {behind} entries behind the leader.")
+        if behind <= MAX_PROMOTION_LAG_ENTRIES and not silent:
+            return
+        if progress is None:
+            why = "is not a learner yet; it is given a vote when it is one and has caught up"
+        elif not match_index and not progress.answered:
+            why = "has not answered this leader yet"
+        elif behind > MAX_PROMOTION_LAG_ENTRIES:
+            why = f"is {behind} entries behind the leader"
+        else:
+            why = "has not confirmed the last change of membership yet"
+        raise NotCaughtUp(f"{member.name} {why}.")
 
     def _check_live(self, majorities: Majorities, now: float) -> None:
         """Whether a quorum has answered within an election timeout."""

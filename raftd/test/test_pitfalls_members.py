@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.core.leader import MAX_PROMOTION_LAG_ENTRIES
 from raftd.core.membership import (
     AddLearner,
+    Change,
     Configuration,
     Demote,
     Promote,
@@ -151,8 +153,34 @@ class Membership(SynchronousTestCase):
         leader = leader_of(1)
         leader.add_learner(2)
         leader.flush()
-        with self.assertRaises(NotCaughtUp):
+        with self.assertRaises(NotCaughtUp) as caught:
             leader.promote(2)
+        # Next to no entries, and yet not near: the words must not say so.
+        self.assertIn("has not answered", str(caught.exception))
+
+    def test_36_who_gets_no_vote_is_told_what_it_lacks(self) -> None:
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+
+        def why(*changes: Change) -> str:
+            with self.assertRaises(NotCaughtUp) as caught:
+                leader.change(*changes)
+            return str(caught.exception)
+
+        self.assertIn("is not a learner yet", why(AddLearner(member(4)), Promote(4)))
+        leader.add_learner(4)
+        leader.flush()
+        leader.acknowledge(2, 2)
+        self.assertIn(f"{member(4).name} has not answered", why(Promote(4)))
+        leader.acknowledge(4, 1)
+        self.assertIn("has not confirmed the last change", why(Promote(4)))
+        lag = MAX_PROMOTION_LAG_ENTRIES + 1
+        leader.propose(*[b"x"] * (lag - 1))
+        leader.flush()
+        leader.acknowledge(2, leader.raft.log.last_index)
+        self.assertIn(f"is {lag} entries behind", why(Promote(4)))
+        leader.acknowledge(4, 2)
+        leader.promote(4)
 
     def test_35_a_learner_that_does_not_know_of_its_vote_votes(self) -> None:
         node = Node(4, configuration([1, 2, 3], learners=[4]))
