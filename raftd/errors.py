@@ -44,6 +44,12 @@ class NoQuorum(DidNotHappen):
     code = "no_quorum"
 
 
+class TooStale(DidNotHappen):
+    """A read that may be somewhat old: what this node has is older, and nobody confirms it."""
+
+    code = "too_stale"
+
+
 class Overloaded(DidNotHappen):
     """A named bound on waiting work was reached; nothing was changed."""
 

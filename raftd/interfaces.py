@@ -397,6 +397,9 @@ class INode(Interface):
         """
         Like `read`, but writes acknowledged within the last `max_staleness_s`
         seconds may be missing; often answered at once.
+
+        `TooStale` if what is here is older and cannot be confirmed within the
+        request timeout; it says how old it is.
         """
 
     def status() -> NodeStatus:

@@ -47,6 +47,7 @@ from raftd.errors import (
     RaftdError,
     Removed,
     Stopped,
+    TooStale,
 )
 from raftd.events import (
     Committed,
@@ -260,8 +261,22 @@ class Node:
         """See `INode.read_recent`."""
         if self._clock.seconds() - self._router.fresh_at <= max_staleness_s:
             done(None)
-        else:
-            self.read(done)
+            return
+
+        def confirmed(outcome: RaftdError | None) -> None:
+            if isinstance(outcome, NoLeader | NoQuorum):
+                outcome = self._too_stale(max_staleness_s, outcome)
+            done(outcome)
+
+        self.read(confirmed)
+
+    def _too_stale(self, max_staleness_s: float, reason: RaftdError) -> TooStale:
+        age_s = self._clock.seconds() - self._router.fresh_at
+        since = "not since it started" if age_s == math.inf else f"{age_s:.3f} s ago"
+        return TooStale(
+            f"What {self.member.name} has was last confirmed to be up to date {since}, and at "
+            f"most {max_staleness_s:.3f} s was asked for. {reason}"
+        )
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell `observer` of every event from now on; call what this returns to end it."""

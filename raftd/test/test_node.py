@@ -6,6 +6,7 @@ Numbers in names are those of the list of defects that other systems have shippe
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from raftd.core.messages import (
@@ -20,6 +21,7 @@ from raftd.errors import (
     OutcomeUnknown,
     Stopped,
     StorageFailed,
+    TooStale,
 )
 from raftd.interfaces import PutResult, Value
 from raftd.kv.database import Database
@@ -304,6 +306,40 @@ class ReadTests(ClusterTestCase):
         alone.node.read_recent(alone.clock.seconds() - asked_at - 0.001, recent[1])
         self.assertTrue(recent[0].given)
         self.assertFalse(recent[1].given)
+
+    def test_recent_read_that_cannot_be_had_says_how_old_the_state_is(self) -> None:
+        cluster, leader, (one, other) = self.led(3, Journal)
+        self._read_recent(cluster, one, 0.5)
+        cluster.advance(0.1)
+        cluster.partition([one], [leader, other])
+        self.assertTrue(self._read_recent(cluster, one, 0.5).given)
+        cluster.advance(2.0)
+        late = self._read_recent(cluster, one, 0.5)
+        cluster.advance_until(lambda: late.given)
+        self.assertOutcome(late, TooStale)
+        said = str(late.outcome)
+        (age,) = re.findall(r"up to date (\d+\.\d{3}) s ago", said)
+        self.assertGreater(float(age), 2.1)
+        self.assertIn("at most 0.500 s was asked for", said)
+        self.assertIn("reaches 1 of 3 voters", said)
+        # What is old enough for one is not too old for another.
+        self.assertTrue(self._read_recent(cluster, one, float(age) + 0.1).given)
+
+    def test_recent_read_at_a_node_that_never_confirmed_any(self) -> None:
+        alone = Alone(3)
+        recent: Answer[None] = Answer()
+        alone.node.read_recent(60.0, recent)
+        alone.advance(10.0)
+        self.assertOutcome(recent, TooStale)
+        self.assertIn("not since it started", str(recent.outcome))
+
+    def test_recent_read_at_a_node_that_has_stopped_is_no_matter_of_age(self) -> None:
+        cluster, leader, _ = self.led(1, Journal)
+        node = cluster.nodes[leader]
+        cluster.stop(leader)
+        recent: Answer[None] = Answer()
+        node.read_recent(0.001, recent)
+        self.assertOutcome(recent, Stopped)
 
     def test_recent_read_at_a_deposed_leader_is_never_older_than_asked(self) -> None:
         for seed in range(5):
