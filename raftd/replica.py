@@ -167,7 +167,7 @@ class Replica(Handle):
 
     # -- all at once ---------------------------------------------------------------
 
-    async def start(
+    def start(
         self,
         name: str,
         join: Sequence[str] = (),
@@ -175,16 +175,16 @@ class Replica(Handle):
         learner: bool = False,
         insecure: bool = False,
         listen: bool = True,
-    ) -> None:
+    ) -> Deferred[None]:
         """
-        Become a member called `name`, or go on being one; returns when it serves.
+        Become a member called `name`, or go on being one; fires when it serves.
 
         In a new directory: of a new cluster, or, with `join`, of the one that
         has these members.  `listen` false: the program puts `peer_factory` on a
         port itself, before.  Errors as of the single steps; `Stopped` if `stop`
         was called meanwhile.
         """
-        await self._unless_stopped(self._start(name, join, learner, insecure, listen))
+        return self._take(self._start(name, join, learner, insecure, listen))
 
     async def _start(
         self, name: str, join: Sequence[str], learner: bool, insecure: bool, listen: bool
@@ -192,16 +192,16 @@ class Replica(Handle):
         self.open()
         self.check_name(name)
         if listen:
-            await self.listen(name, insecure=insecure)
+            await self._listen(name, insecure)
         if self.stage is Stage.MEMBER:
-            await self.recover()
+            await self._recover()
         elif self.stage is Stage.JOINING or join:
-            await self.join(name, join, learner=learner)
+            await self._join(name, join, learner)
         else:
-            await self.initialize(name)
+            await self._initialize(name)
 
-    def _unless_stopped(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
-        """Take a step that `stop` breaks off."""
+    def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Take a step, which `stop` breaks off."""
         taken = self._step = begin(step)
 
         def ended(result: T | Failure) -> T | Failure:
@@ -212,13 +212,16 @@ class Replica(Handle):
 
         return taken.addBoth(ended)
 
-    async def listen(self, name: str, *, insecure: bool = False) -> None:
+    def listen(self, name: str, *, insecure: bool = False) -> Deferred[None]:
         """
         Listen for other members where `name` leads, and for nothing else.
 
         `BadAnswer` if that is not possible, or, unless `insecure`, if others
         than this machine could connect: nothing is encrypted.
         """
+        return self._take(self._listen(name, insecure))
+
+    async def _listen(self, name: str, insecure: bool) -> None:
         host, port = split_name(name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
@@ -227,8 +230,11 @@ class Replica(Handle):
 
     # -- a new cluster -------------------------------------------------------------
 
-    async def initialize(self, name: str) -> None:
+    def initialize(self, name: str) -> Deferred[None]:
         """For NEW and INITIALIZING: become a new cluster of one."""
+        return self._take(self._initialize(name))
+
+    async def _initialize(self, name: str) -> None:
         if self._directory.identity is None:
             name = canonical_name(name)
             self._directory.save(
@@ -245,14 +251,16 @@ class Replica(Handle):
 
     # -- a new member --------------------------------------------------------------
 
-    async def join(self, name: str, servers: Sequence[str], *, learner: bool = False) -> None:
+    def join(
+        self, name: str, servers: Sequence[str], *, learner: bool = False
+    ) -> Deferred[None]:
         """
         For NEW and JOINING: join the cluster of `servers`, or of those recorded.
 
-        Returns when this node is a voter, or a learner, whose log has caught
+        Fires when this node is a voter, or a learner, whose log has caught
         up.  `JoinFailed` says why not; it may then be called again.
         """
-        await self._unless_stopped(self._join(name, servers, learner))
+        return self._take(self._join(name, servers, learner))
 
     async def _join(self, name: str, servers: Sequence[str], learner: bool) -> None:
         name, asked = canonical_name(name), tuple(map(canonical_name, servers))
@@ -292,8 +300,11 @@ class Replica(Handle):
 
     # -- a restart -----------------------------------------------------------------
 
-    async def recover(self) -> Recovered:
+    def recover(self) -> Deferred[Recovered]:
         """For MEMBER: start from what the directory holds."""
+        return self._take(self._recover())
+
+    async def _recover(self) -> Recovered:
         log = self._recovered_log()
         recovered = Recovered(self.recorded_name, log.hard_state.term, len(log.entries))
         self._run_node()
@@ -405,12 +416,15 @@ class Replica(Handle):
         self._farewell = None
         self._peer_identity.removed = frozenset(self.node.committed_configuration.removed)
 
-    async def open_session(self) -> Session:
+    def open_session(self) -> Deferred[Session]:
         """A session, for operations that must be applied exactly once (thesis 6.3)."""
-        return await Session.open(self.node, self._reactor)
+        return Session.open(self.node, self._reactor)
 
-    async def stop(self) -> None:
-        """Hand leadership over, flush, disconnect and unlock; returns when that is done."""
+    def stop(self) -> Deferred[None]:
+        """Hand leadership over, flush, disconnect and unlock; fires when that is done."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         self._is_stopping = True
         if self._step is not None:
             self._step.cancel()

@@ -5,6 +5,7 @@ with a directory and a port of its own.
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -80,7 +81,7 @@ class ReplicaTestCase(TestCase):
     async def stop_all(self) -> None:
         """All at once, so that nobody waits for a successor that has gone."""
         running, self.running = self.running, []
-        await gatherResults([Deferred.fromCoroutine(r.stop()) for r in running])
+        await gatherResults([r.stop() for r in running])
 
     def replica(self, name: str, options: ReplicaOptions = OPTIONS) -> Replica:
         """A replica with the directory of this name."""
@@ -141,6 +142,14 @@ class ReplicaTestCase(TestCase):
 
 
 class LifeTests(ReplicaTestCase):
+    def test_what_takes_time_gives_deferreds(self) -> None:
+        """All of it: nobody need remember which has to be awaited to begin at all."""
+        for name, function in inspect.getmembers(Replica, inspect.isfunction):
+            if not name.startswith("_"):
+                self.assertFalse(inspect.iscoroutinefunction(function), name)
+        begun = self.replica("a").start("no name")
+        self.failureResultOf(begun, BadAnswer)
+
     async def test_new_cluster_joiners_and_a_restart(self) -> None:
         replicas, names = await self.cluster(3)
         for i, replica in enumerate(replicas, 1):
@@ -205,9 +214,7 @@ class LifeTests(ReplicaTestCase):
         (port,) = free_ports(1)
         joiner = self.replica("joiner")
         # Nobody can reach it, so it never catches up.
-        starting = Deferred.fromCoroutine(
-            joiner.start(f"localhost:{port}", names, listen=False)
-        )
+        starting = joiner.start(f"localhost:{port}", names, listen=False)
         await self.until(lambda: len(leader.status().members) == 3)
         await self.stop(joiner)
         self.failureResultOf(starting, Stopped)
