@@ -174,14 +174,19 @@ class ISnapshotStore(Interface):
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
 
-    def recover(machine: IStateMachine, log_base_index: int | None = None) -> None:
+    def recover(
+        machine: IStateMachine,
+        log_base_index: int | None = None,
+        log_entries: Sequence[Entry] = (),
+    ) -> None:
         """
         Restore `machine` from the newest snapshot, if there is one.  Blocks.
 
         Called once, before the reactor does anything else with the node.
         `DirectoryDamaged` if it cannot be read, or if the log, whose base
-        index may be given, begins behind it.  A damaged snapshot is passed
-        over only if it is known that the log reaches back to the one before.
+        index and entries may be given, begins behind it.  A damaged snapshot
+        is passed over only if it is known that the log leads from the one
+        before to its last entry.
         """
 
     def create(metadata: SnapshotMetadata) -> ISnapshotWriter:

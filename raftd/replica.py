@@ -358,7 +358,7 @@ class Replica(Handle):
         snapshots = self._snapshots = SnapshotStore(
             self._directory.snapshots_path, self._reactor
         )
-        snapshots.recover(self._machine, log.base_index)
+        snapshots.recover(self._machine, log.base_index, log.entries)
         clock: IReactorTime = self._reactor
         random = SystemRandom()
         member, options = self._member(), self._options

@@ -275,7 +275,7 @@ class Alone:
         self.transport = StubTransport()
         self.fatal: list[Fatal] = []
         self.machine = state_machine or Journal()
-        self.snapshots.recover(self.machine, self.log.base_index)
+        self.snapshots.recover(self.machine, self.log.base_index, self.log.entries)
         self.node = Node(
             self.clock,
             member=members[0],

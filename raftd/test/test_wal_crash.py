@@ -14,7 +14,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, RaftdError, StorageFailed
 from raftd.storage.frames import SECTOR
-from raftd.test.logrig import PATH, Rig, create_rig, entries, new_disk, open_rig, recovered
+from raftd.storage.recovery import look
+from raftd.test.logrig import (
+    MEMBER,
+    PATH,
+    Rig,
+    create_rig,
+    entries,
+    new_disk,
+    open_rig,
+    recovered,
+)
 from raftd.test.simdisk import Operation, SimulatedDisk
 
 State = tuple[HardState, list[Entry]]
@@ -80,7 +90,11 @@ class Run:
         """Recover from `disk` what must and may be there."""
         if self.acknowledged < 0 and not disk.exists(PATH):
             return None
+        operations = disk.operations
+        seen = look(disk, PATH, MEMBER)
+        test.assertEqual((disk.operations, disk.open_count), (operations, 0))
         state = recovered(disk)
+        test.assertEqual((seen.hard_state, seen.entries), state)
         test.assertIn(state, self.states[max(0, self.acknowledged) :])
         return state
 
