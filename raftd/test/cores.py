@@ -30,8 +30,10 @@ from raftd.core.messages import (
     Member,
     MemberId,
     Message,
+    PreVote,
     PreVoteResponse,
     Request,
+    RequestVote,
     RequestVoteResponse,
     Response,
 )
@@ -302,6 +304,9 @@ class Node:
         self.dirty = True
         self._checker.check()
         check(self.raft.log.last_term <= self.raft.term, "no entry of a term to come")
+        if self.raft.role is Role.LEADER:
+            elected = HardState(self.raft.term, self.id)
+            check(self.disk.hard_state == elected, "a leader's own vote is durable")
         if self._stepped is not None:
             self._stepped(self)
 
@@ -363,7 +368,10 @@ class Node:
         ready = self.raft.ready(self.time.now)
         if ready.write is not None:
             self.disk.write(ready.write)
-        check(all(out.to != self.id for out in ready.messages), "nothing is sent to oneself")
+        for out in ready.messages:
+            self._check_promise(out.message, out.to)
+        for entry in ready.committed:
+            check(self.disk.holds(entry), "what is applied is durable here")
         self.sent += ready.messages
         if ready.restore is not None:
             self.restoring = ready.restore
@@ -375,6 +383,29 @@ class Node:
         self.pieces += ready.pieces
         self._step()
         self.dirty = False
+
+    def _check_promise(self, message: Message, to: MemberId) -> None:
+        """What a message says about its sender is on the sender's disk when it leaves."""
+        check(to != self.id, "nothing is sent to oneself")
+        durable = self.disk.hard_state
+        match message:
+            case PreVote() | PreVoteResponse():
+                pass
+            case RequestVote(term=term):
+                check(durable == HardState(term, self.id), "its own vote is durable")
+            case RequestVoteResponse(term=term, granted=True):
+                check(durable == HardState(term, to), "a vote is durable")
+            case AppendEntriesResponse(term=term, success=True, match_index=last):
+                self._check_holds(last, term)
+        if not isinstance(message, PreVote | PreVoteResponse):
+            check(message.term <= durable.term, "the term of a message is durable")
+
+    def _check_holds(self, last: int, term: int) -> None:
+        """The entries up to `last`, acknowledged in `term`, are on the disk."""
+        log = self.raft.log
+        if term == self.raft.term and log.base_index < last:
+            (entry,) = log.entries(last, last)
+            check(self.disk.holds(entry), "what is acknowledged is durable")
 
     def apply(self, count: int | None = None) -> None:
         """Apply what is committed, or `count` entries of it; restoring comes first."""

@@ -111,6 +111,38 @@ class Elections(SynchronousTestCase):
             node.persisted(node.disk.flush_one())
             self.assertIs(node.raft.role, Role.LEADER, "with its own vote it has a majority")
 
+    def test_01_an_earlier_write_is_no_vote_on_disk(self) -> None:
+        # An entry is still being written when the node votes for itself, or for another.
+        def writing() -> Node:
+            node = follower((1,), term=1)
+            node.receive(1, AppendEntries(1, 1, 1, 0, (log_of([1, 1])[1],)), 1)
+            node.collect()
+            self.assertEqual(len(node.disk.queue), 1)
+            return node
+
+        node = writing()
+        node.time_out()
+        node.respond(3, PreVoteResponse(2, True))
+        node.collect()
+        self.assertIs(node.raft.role, Role.CANDIDATE)
+        node.persisted(node.disk.flush_one())
+        requests = [m.message for m in node.take() if isinstance(m.message, RequestVote)]
+        self.assertEqual(requests, [])
+        node.respond(3, RequestVoteResponse(2, True))
+        self.assertIs(node.raft.role, Role.CANDIDATE)
+        node.persisted(node.disk.flush_one())
+        self.assertIs(node.raft.role, Role.LEADER)
+
+        node = writing()
+        node.time.now += ELECTION_S
+        node.receive(3, RequestVote(2, 9, 9), 2)
+        node.collect()
+        node.persisted(node.disk.flush_one())
+        self.assertNotIn(2, [o.request_id for o in node.take()])
+        node.persisted(node.disk.flush_one())
+        answers = {o.request_id: o.message for o in node.take()}
+        self.assertEqual(answers[2], RequestVoteResponse(2, True))
+
     def test_01_killed_between_any_two_steps_no_two_vote_twice(self) -> None:
         # A voter is killed at every point of answering 1, then 3 asks in the same term.
         for flushed in (False, True):
@@ -402,6 +434,15 @@ class Replication(SynchronousTestCase):
         self.assertFalse(any(m == AppendEntriesResponse(1, True, 2) for m in answers))
         self.assertEqual(terms_of(node.disk.entries), [1, 2])
 
+    def test_17_what_replaces_durable_entries_is_not_durable_for_that(self) -> None:
+        node = follower((1, 1, 1), term=1)
+        new = log_of([1, 2, 2])[1:]
+        node.receive(3, AppendEntries(2, 1, 1, 3, tuple(new)), 1)
+        self.assertEqual(node.take(), [])
+        self.assertEqual(list(node.to_apply), log_of([1]))
+        node.flush()
+        self.assertEqual([o.message for o in node.take()], [AppendEntriesResponse(2, True, 3)])
+
     def test_17_an_answer_of_an_earlier_term_is_withdrawn(self) -> None:
         node = follower((1,), term=1)
         node.receive(1, AppendEntries(1, 1, 1, 0, (log_of([1, 1])[1],)), 1)
@@ -601,6 +642,22 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.reads, [(7, 1), (8, 1)])
 
+    def test_24_an_answer_to_entries_confirms_no_round(self) -> None:
+        # They may have been sent long before the read arrived.
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+        leader.propose(b"x")
+        leader.collect()
+        leader.read(7)
+        number = round_in(leader.take())
+        leader.acknowledge(2, 2)
+        leader.respond(3, AppendEntriesResponse(1, False, 1, 0, 0))
+        leader.collect()
+        self.assertEqual(leader.reads, [])
+        leader.respond(3, HeartbeatResponse(1, number))
+        leader.collect()
+        self.assertEqual([context for context, _ in leader.reads], [7])
+
     def test_24_a_paused_leader_that_was_deposed_answers_no_read(self) -> None:
         cluster = of_voters(3)
         cluster.elect(1)
@@ -628,6 +685,19 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.reads, [])
         leader.respond(3, HeartbeatResponse(1, round_in(sent)))
+        leader.collect()
+        self.assertEqual(leader.reads, [(7, 1)])
+
+    def test_25_a_leader_does_not_answer_a_read_with_less_than_a_majority(self) -> None:
+        leader = leader_of(5)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        leader.read(7)
+        number = round_in(leader.take())
+        leader.respond(2, HeartbeatResponse(1, number))
+        leader.collect()
+        self.assertEqual(leader.reads, [])
+        leader.respond(3, HeartbeatResponse(1, number))
         leader.collect()
         self.assertEqual(leader.reads, [(7, 1)])
 

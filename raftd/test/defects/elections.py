@@ -152,14 +152,6 @@ ELECTIONS = (
         "is_free = not disturbing or self.role is Role.LEADER",
     ),
     Defect(
-        4,
-        "vote-is-free-while-the-leader-is-known",
-        "A node that has not voted votes in a term of which it knows the leader.",
-        RAFT,
-        "is_free = voted_for == self.leader_id == NOBODY and not disturbing",
-        "is_free = voted_for == NOBODY and not disturbing",
-    ),
-    Defect(
         5,
         "votes-are-counted-not-voters",
         "The same voter counts as often as it answers.",

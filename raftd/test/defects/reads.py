@@ -87,6 +87,7 @@ READING = (
         "node.py",
         "            self._router.read(done, self._request_timeout_s)\n",
         "            done(None)\n",
+        also=("test_24_deposed_leader_confirms_no_read",),
     ),
     Defect(
         26,
@@ -193,14 +194,6 @@ READING = (
         "core/settings.py",
         "return self.election_timeout_s * LEASE_SHARE",
         "return self.election_timeout_s * 1.2",
-    ),
-    Defect(
-        28,
-        "lease-before-the-first-commit",
-        "A new leader reads by a lease before it knows what is committed.",
-        LEADER,
-        "            and commit_index >= self.term_start_index\n            and now <",
-        "            and now <",
     ),
     Defect(
         28,

@@ -182,6 +182,7 @@ REPLICATION = (
         "storage/replay.py",
         "        if not lowest <= first <= highest:\n",
         "        if not first <= highest:\n",
+        also=("test_refusals_change_nothing",),
     ),
     Defect(
         19,
@@ -224,15 +225,6 @@ REPLICATION = (
         "            progress.matched(index)\n\n    def commit_candidate",
         "            progress.match_index = max(progress.match_index, index)\n\n"
         "    def commit_candidate",
-    ),
-    Defect(
-        19,
-        "commit-is-not-told-after-healing",
-        "A member that was away is not told again how far is committed.",
-        PROGRESS,
-        "        self.commit_sent = 0\n        self.in_flight.clear()\n",
-        "        self.in_flight.clear()\n",
-        also=("test_5_3_without_entries_to_send_the_commit_index_follows_at_once",),
     ),
     Defect(
         20,
@@ -327,6 +319,7 @@ REPLICATION = (
         "storage/replay.py",
         "        while self._runs and self._runs[-1][0] >= first:\n            self._runs.pop()\n",
         "",
+        also=("test_terms_of_a_truncated_suffix_are_forgotten",),
     ),
     Defect(
         22,
