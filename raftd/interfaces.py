@@ -546,9 +546,10 @@ class ISetup(Interface):
         """
         Check `name`, resolve its host and bind its port.
 
-        `BadAnswer` if it is no `host:port`, not the recorded name, not an
-        address of this machine, beyond loopback without leave, or in use.
-        Nothing is written.  After a failure it may be called again.
+        `BadAnswer` if it is no `host:port`, neither the recorded name nor the
+        one that the cluster has given to this member since, not an address of
+        this machine, beyond loopback without leave, or in use.  Nothing is
+        written but such a new name.  After a failure it may be called again.
         """
 
     def initialize() -> Deferred[None]:

@@ -32,14 +32,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.clock import warn_unless_monotonic
-from raftd.core.membership import Configuration, encode_configuration
+from raftd.core.membership import (
+    Configuration,
+    configurations_in,
+    encode_configuration,
+)
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
 from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped
 from raftd.events import Event, MembershipChanged
 from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, Recovered, Stage
-from raftd.joining import Probe, ask_to_join, become_member, pause
+from raftd.joining import Probe, ask_to_join, become_member, confirm_name, pause
 from raftd.listening import check_exposure, close, listen, resolve
 from raftd.names import canonical_name, split_name
 from raftd.net.amp import PeerServerFactory
@@ -157,13 +161,52 @@ class Replica(Handle):
         identity = self._directory.identity
         return "" if identity is None else identity.name
 
-    def check_name(self, name: str) -> None:
-        """`BadAnswer` if `name` is none, or not the one that the directory belongs to."""
+    def check_name(self, name: str) -> Deferred[None]:
+        """
+        Make sure that the directory may be used as `name`: it is nobody's, or
+        belongs to that member.
+
+        It may have been given that name while it was down: the other members
+        are asked, and it is recorded.  `BadAnswer` if it is no name, or not
+        its own, or if nobody could say so.
+        """
+        return self._take(self._check_name(name))
+
+    async def _check_name(self, name: str) -> None:
         name = canonical_name(name)
-        if self.recorded_name and name != self.recorded_name:
+        if name == self.recorded_name or not self.recorded_name:
+            return
+        if self.stage is not Stage.MEMBER:
             raise BadAnswer(
                 f"This directory belongs to {self.recorded_name}; it cannot be used as {name}."
             )
+        me = self._member()
+        # Before it takes part: it may be the copy of a directory, and a second
+        # node under one id could give a second vote.
+        await confirm_name(
+            self._reactor,
+            self._endpoint_for,
+            self._known_names(),
+            me,
+            name,
+            self._identity.cluster_id,
+        )
+        self._record(name=name)
+        self._log.info("{old} is called {name} now.", old=me.name, name=name)
+
+    def _known_names(self) -> list[str]:
+        """The names of the other members, as far as the disk knows; the latest first."""
+        log = self._recovered_log()
+        newest = self._recovered_snapshots(log).latest
+        known = [] if newest is None else [newest.configuration]
+        known += [configuration for _, configuration in configurations_in(log.entries)]
+        names = dict.fromkeys(
+            member.name
+            for configuration in reversed(known)
+            for member in configuration.members().values()
+            if member.id != self._identity.member_id
+        )
+        return list(names)
 
     # -- all at once ---------------------------------------------------------------
 
@@ -190,7 +233,7 @@ class Replica(Handle):
         self, name: str, join: Sequence[str], learner: bool, insecure: bool, listen: bool
     ) -> None:
         self.open()
-        self.check_name(name)
+        await self._check_name(name)
         if listen:
             await self._listen(name, insecure)
         if self.stage is Stage.MEMBER:
@@ -345,6 +388,13 @@ class Replica(Handle):
             )
         return self._wal
 
+    def _recovered_snapshots(self, log: Wal) -> SnapshotStore:
+        if self._snapshots is None:
+            snapshots = SnapshotStore(self._directory.snapshots_path, self._reactor)
+            snapshots.recover(self._machine, log.base_index, log.entries)
+            self._snapshots = snapshots
+        return self._snapshots
+
     def _endpoint_for(self, name: str) -> IStreamClientEndpoint:
         """Where the member called `name` listens."""
         host, port = split_name(name)
@@ -355,10 +405,7 @@ class Replica(Handle):
         if self._node is not None:
             return self._node
         log = self._recovered_log()
-        snapshots = self._snapshots = SnapshotStore(
-            self._directory.snapshots_path, self._reactor
-        )
-        snapshots.recover(self._machine, log.base_index, log.entries)
+        snapshots = self._recovered_snapshots(log)
         clock: IReactorTime = self._reactor
         random = SystemRandom()
         member, options = self._member(), self._options
@@ -435,7 +482,10 @@ class Replica(Handle):
         await close(ports)
         if self._node is not None:
             await self._node.stop()
-        elif self._wal is not None:
-            await self._wal.close()
+        else:
+            if self._snapshots is not None:
+                await self._snapshots.close()
+            if self._wal is not None:
+                await self._wal.close()
         self.peer_factory.close()
         self._directory.close()

@@ -96,7 +96,7 @@ class Server:
 
     async def _take_name(self, name: str) -> None:
         name = canonical_name(name)
-        self._replica.check_name(name)
+        await self._replica.check_name(name)
         host, port = split_name(self._options.listen or name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)

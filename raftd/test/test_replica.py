@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from typing import Any
 
 from twisted.internet import reactor
@@ -104,7 +105,7 @@ class ReplicaTestCase(TestCase):
     async def cluster(
         self, size: int, options: ReplicaOptions = OPTIONS
     ) -> tuple[list[Replica], list[str]]:
-        """That many members, `0` to begin with, and their names."""
+        """That many members, in directories that are called `0` and so on, and their names."""
         names = [f"localhost:{port}" for port in free_ports(size)]
         replicas = []
         for i, name in enumerate(names):
@@ -328,6 +329,69 @@ class MemberTests(ReplicaTestCase):
         await again.start(names[2], listen=False)
         await self.until(lambda: again.recorded_name == f"localhost:{port}")
         self.assertEqual(await again.propose(b"w"), b"1")
+
+    async def test_moved_while_it_was_down_and_started_under_its_new_name(self) -> None:
+        replicas, names = await self.cluster(3)
+        member_id = replicas[2].status().member.id
+        await self.stop(replicas[2])
+        new_name, other_name = (f"localhost:{port}" for port in free_ports(2))
+        # Not before it was given that name.
+        said = await self.fails(self.replica("2").start(new_name), BadAnswer)
+        self.assertIn(f"has the name {names[2]}", said)
+        self.assertIn("PATCH /members/", said)
+        await self.stop(self.running[-1])
+        await replicas[0].change_membership([Rename(member_id, new_name)])
+        # Nor under any other.
+        said = await self.fails(self.replica("2").start(other_name), BadAnswer)
+        self.assertIn(f"has the name {new_name}", said)
+        await self.stop(self.running[-1])
+
+        again = self.replica("2")
+        await again.start(new_name)
+        self.assertEqual(again.recorded_name, new_name)
+        self.assertEqual(again.status().member.id, member_id)
+        self.assertEqual(await again.propose(b"w"), b"1")
+        self.assertEqual(await replicas[0].propose(b"w"), b"2")
+        await again.read()
+        # From here on it is an ordinary restart, for which nobody need be there.
+        await self.stop_all()
+        again = self.replica("2")
+        await again.start(new_name)
+        self.assertEqual(again.recorded_name, new_name)
+
+    async def test_a_copied_directory_under_a_name_of_its_own_takes_no_part(self) -> None:
+        replicas, names = await self.cluster(2)
+        await self.stop(replicas[1])
+        shutil.copytree(os.path.join(self.root, "1"), os.path.join(self.root, "copy"))
+        original = self.replica("1")
+        await original.start(names[1])
+        (port,) = free_ports(1)
+        copy = self.replica("copy")
+        said = await self.fails(copy.start(f"localhost:{port}"), BadAnswer)
+        self.assertIn(f"belongs to {names[1]}", said)
+        self.assertRaises(NotReady, copy.status)
+        self.assertEqual(len(original.status().members), 2)
+
+    async def test_a_new_name_that_nobody_can_confirm(self) -> None:
+        _, names = await self.cluster(2)
+        new_names = [f"localhost:{port}" for port in free_ports(2)]
+        await self.stop_all()
+        moved = self.replica("1")
+        said = await self.fails(moved.start(new_names[1]), BadAnswer)
+        self.assertIn(f"nothing is listening at {names[0]}", said)
+        self.assertIn(f"start it as {names[1]}", said)
+        # As it says: it may be asked again.
+        said = await self.fails(moved.check_name(new_names[1]), BadAnswer)
+        await moved.check_name(names[1])
+        await self.stop(moved)
+
+    async def test_a_new_name_of_who_is_alone(self) -> None:
+        (alone,), (name,) = await self.cluster(1)
+        await self.stop(alone)
+        (port,) = free_ports(1)
+        said = await self.fails(self.replica("0").start(f"localhost:{port}"), BadAnswer)
+        self.assertIn("only member", said)
+        self.assertIn(f"PATCH /members/{name}", said)
 
     async def test_learner(self) -> None:
         replicas, names = await self.cluster(1)

@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from raftd import joining, probing
 from raftd import replica as replica_module
 from raftd import server as server_module
+from raftd.core.membership import Rename
 from raftd.errors import (
     BadAnswer,
     DirectoryInUse,
@@ -114,6 +115,22 @@ class NameTests(ServerTestCase):
         await self.refused(again.take_name(free_name()), BadAnswer, again.recorded_name)
         await again.take_name(again.recorded_name)
         await again.recover()
+
+    async def test_name_that_was_given_to_it_while_it_was_down(self) -> None:
+        one = await self.initialized()
+        two = await self.joined(one)
+        three = await self.joined(one)
+        await self.put(one, b"key", b"value")
+        member_id = status_of(three).member.id
+        await self.stop(three)
+        again, name = self.server(three._options.data_dir), free_name()
+        await self.refused(again.take_name(name), BadAnswer, name_of(three), "PATCH")
+        await node_of(two).change_membership([Rename(member_id, name)])
+        # At the prompt it may simply be typed again.
+        await again.take_name(name)
+        self.assertEqual((await again.recover()).name, name)
+        self.assertEqual(await self.get(again, b"key"), b"value")
+        self.assertEqual(set(roles_of(one)), {name_of(one), name_of(two), name})
 
     async def test_no_name_at_all(self) -> None:
         server = self.server()
