@@ -9,6 +9,7 @@ last byte has arrived.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -53,6 +54,14 @@ MAX_JOINERS = 64
 
 #: Names of which the last refusal is remembered, so that each is logged once.
 MAX_REFUSALS_REMEMBERED = 256
+
+#: Two nodes have one identity if their connections take the place of one another
+#: so many times within this time: one node whose connections break does not,
+#: for the other end of a broken connection hears of it, or else only later.
+TAKEOVERS_OF_A_COPY = 4
+TAKEOVERS_WITHIN_S = 10.0
+#: How often that is said.
+COPY_REPORT_INTERVAL_S = 60.0
 
 #: The longest time that a peer may ask this node to spend on its request.
 MAX_TIMEOUT_MS = 10 * 60 * 1000
@@ -129,10 +138,38 @@ class PeerServerFactory(ServerFactory):
         former = self._members.pop((hello.member_id, hello.channel), None)
         if former is not None:
             former.drop("the peer has made a new connection")
+            if hello.channel == RAFT:
+                self._look_for_copies(former, server, hello.name)
         self._members[hello.member_id, hello.channel] = server
         if self.heard_from is not None:
             self.heard_from(hello.member_id)
         return answer
+
+    def _look_for_copies(self, former: PeerServer, server: PeerServer, name: str) -> None:
+        """
+        Whether two nodes connect in turn, each in the place of the other.
+
+        The directory of one was copied then.  Both get as far as this: to
+        every rule of the handshake they are the same member.
+        """
+        now = self.clock.seconds()
+        recent = [at for at in former.takeovers if at > now - TAKEOVERS_WITHIN_S]
+        server.takeovers = [*recent, now][-TAKEOVERS_OF_A_COPY:]
+        server.copies_reported_at = former.copies_reported_at
+        if (
+            len(server.takeovers) < TAKEOVERS_OF_A_COPY
+            or now < server.copies_reported_at + COPY_REPORT_INTERVAL_S
+        ):
+            return
+        server.copies_reported_at = now
+        self._log.error(
+            "Two nodes have the identity {member_id} and connect in turn: {one} and {other}. "
+            "The data directory of one is a copy of the other's. Stop the copy at once: "
+            "together they may vote twice, and what was acknowledged can be lost.",
+            member_id=f"{former.key[0]:016x}",
+            one=f"{former.peer_name} from {former.host}",
+            other=f"{name} from {server.host}",
+        )
 
     def forget(self, server: PeerServer) -> None:
         """`server` is closed."""
@@ -155,8 +192,12 @@ class PeerServer(BoxConnection):
 
     def __init__(self, factory: PeerServerFactory, host: str) -> None:
         super().__init__(factory.clock, host, self._report_abort, self._ended)
+        self.host = host
         #: Whose connection it is, and what for; set by the handshake.
         self.key: tuple[MemberId, str] = (messages.NOBODY, "")
+        #: When it, and those before it, took the place of another; see `_look_for_copies`.
+        self.takeovers: list[float] = []
+        self.copies_reported_at = -math.inf
         self._factory = factory
         self._hello_timer: IDelayedCall | None = None
         self.handlers = {HelloRequest: self._hello}

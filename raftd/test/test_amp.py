@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump, connect
@@ -710,6 +710,41 @@ class RoutingTests(SynchronousTestCase):
         bulk = Served(BULK_HELLO, pair)
         self.assertTrue(first.is_aborted)
         self.assertFalse(second.is_aborted or bulk.is_aborted)
+
+    def test_38_two_nodes_with_one_identity_are_found_out(self) -> None:
+        """Each in turn takes the place of the other, for as long as both run."""
+        pair = Pair(connect=False)
+        moved = msgspec.structs.replace(HELLO, name="copy:4009")
+
+        def lines(*hellos: HelloRequest, every_s: float) -> list[str]:
+            with capturedLogs() as events:
+                for hello in hellos:
+                    pair.clock.advance(every_s)
+                    Served(hello, pair)
+            return [str(formatEvent(event)) for event in events]
+
+        self.assertEqual(lines(*[BULK_HELLO] * 9, every_s=1.0), [], "once is enough")
+        self.assertEqual(lines(HELLO, moved, HELLO, moved, every_s=1.0), [])
+        (said,) = lines(HELLO, moved, HELLO, moved, every_s=1.0)
+        self.assertIn(f"{ALICE.id:016x}", said)
+        self.assertIn("copy:4009 from a peer", said)
+        self.assertIn(f"{ALICE.name} from a peer", said)
+        self.assertIn("Stop the copy", said)
+        # Not again and again; and again, if it goes on.
+        self.assertEqual(len(lines(*[HELLO, moved] * 25, every_s=1.0)), 0)
+        self.assertEqual(len(lines(*[HELLO, moved] * 30, every_s=1.0)), 1)
+
+    def test_one_node_whose_connections_break_is_no_two(self) -> None:
+        pair = Pair(connect=False)
+        with capturedLogs() as events:
+            for _ in range(20):  # half open at this end, now and then
+                Served(HELLO, pair)
+                Served(BULK_HELLO, pair)
+                pair.clock.advance(net_amp.TAKEOVERS_WITHIN_S / 2)
+            for _ in range(20):  # closed at this end too, however often
+                served = Served(HELLO, pair)
+                served.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(events, [])
 
     def test_heard_from(self) -> None:
         pair = Pair(connect=False)
