@@ -92,8 +92,6 @@ class Leadership:
         #: A successor was told to campaign, at a time of its own choosing, and
         #: no follower will make it wait.
         self._lease_broken = False
-        #: It has no vote any more, and steps down when all its entries are committed.
-        self.is_retiring = False
         self.reads = ReadQueue()
         #: (first index, last index of the log) of the batch that was sent last.
         self._batch_key = (0, 0)
@@ -112,10 +110,14 @@ class Leadership:
     def configure(self, configuration: Configuration, now: float) -> None:
         """Follow a configuration that has just taken effect."""
         self._majorities = configuration.majorities()
+        #: Without a vote it leads until that is committed, and then steps down.
+        self._is_voter = configuration.is_voter(self._member_id)
+        #: Who may lead next: who is on the way out would have to hand over again.
+        self._incoming = frozenset(m.id for m in configuration.voters)
         others = configuration.members().keys() - {self._member_id}
         for member_id in self.progress.keys() - others:
             del self.progress[member_id]
-        if self._successor not in configuration.voter_ids():
+        if self._successor not in self._incoming:
             self.end_transfer()
         for member_id in sorted(others - self.progress.keys()):
             self.progress[member_id] = Progress(self._log.last_index + 1, now)
@@ -189,8 +191,15 @@ class Leadership:
 
     @property
     def may_propose(self) -> bool:
-        """Whether it goes on leading, as far as it depends on itself."""
-        return self._successor == NOBODY and not self.is_retiring
+        """
+        Whether it goes on leading, as far as it depends on itself.
+
+        It does not from the entry on that takes its vote.  What came behind
+        that could not be committed any sooner, and would outlast its time: so
+        all that it has taken on is committed when it steps down, and whoever
+        comes later waits for the next leader.
+        """
+        return self._successor == NOBODY and self._is_voter
 
     def propose(self, batch: Sequence[bytes], now: float) -> int:
         """
@@ -408,9 +417,7 @@ class Leadership:
 
         Meanwhile nothing is proposed.  It is given up after an election timeout.
         """
-        if successor not in self.progress or not any(
-            successor in voters for voters in self._majorities
-        ):
+        if successor not in self.progress or successor not in self._incoming:
             raise ChangeRefused("Only another voter can be the next leader.")
         self._successor, self._told = successor, False
         self._transfer_due = now + self._settings.election_timeout_s
@@ -427,7 +434,7 @@ class Leadership:
 
     def best_successor(self) -> MemberId:
         """The voter that has most of the log, of those heard from last; or nobody."""
-        voters = frozenset().union(*self._majorities) & self.progress.keys()
+        voters = self._incoming & self.progress.keys()
         return max(
             sorted(voters),
             key=lambda m: (self.progress[m].match_index, self.progress[m].last_contact),

@@ -631,13 +631,11 @@ class Raft:
         if self.configuration.is_joint:
             self._append_configuration(leadership, self.configuration.left(), now)
         elif not self.configuration.is_voter(self.member_id):
-            # First what it has taken on: nobody tells it later what became of that.
-            leadership.is_retiring = True
-            if self.commit_index == self.log.last_index:
-                successor = leadership.best_successor()
-                if successor != NOBODY:
-                    self._send(successor, TimeoutNow(self.term))
-                self._become_follower(self.term, NOBODY, now)
+            # All that it has taken on is committed: see `Leadership.may_propose`.
+            successor = leadership.best_successor()
+            if successor != NOBODY:
+                self._send(successor, TimeoutNow(self.term))
+            self._become_follower(self.term, NOBODY, now)
 
     # -- the caller's requests -----------------------------------------------
 

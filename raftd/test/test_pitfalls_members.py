@@ -347,27 +347,69 @@ class Membership(SynchronousTestCase):
             self.assertEqual(leader.raft.next_deadline, float("inf"))
 
     def test_36_a_leader_on_its_way_out_first_commits_what_it_has_taken_on(self) -> None:
+        """And takes on nothing more from its removal on, or there would be no end to it."""
         leader = leader_of(3)
         for member_id in (2, 3):
             leader.acknowledge(member_id, 1)
+        _, before = leader.propose(b"x")
         index = leader.change(Remove(1))
-        _, last = leader.propose(b"x")
-        leader.flush()
-        for member_id in (2, 3):
-            leader.acknowledge(member_id, index)
-        sent = leader.take()
-        self.assertEqual((leader.raft.commit_index, leader.raft.role), (index, Role.LEADER))
-        self.assertFalse(any(isinstance(o.message, TimeoutNow) for o in sent))
-        # Nothing more, or it would never end.
         self.assertTrue(leader.raft.is_handing_over)
         with self.assertRaises(NotLeader):
             leader.propose(b"y")
-        with self.assertRaises(NotLeader):
-            leader.change(Rename(2, "other:1"))
+        leader.flush()
         for member_id in (2, 3):
-            leader.acknowledge(member_id, last)
+            leader.acknowledge(member_id, before)
         leader.collect()
-        self.assertEqual((leader.raft.commit_index, leader.raft.role), (last, Role.FOLLOWER))
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (before, Role.LEADER))
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, index)
+        leader.collect()
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (index, Role.FOLLOWER))
+        self.assertEqual(leader.raft.log.last_index, index)
+
+    def test_36_a_leader_on_its_way_out_of_a_joint_configuration_takes_on_more(self) -> None:
+        """Its vote counts still; it ends with the entry that leaves the configuration."""
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        joint = leader.change(Remove(1), Demote(2))
+        leader.propose(b"x")
+        leader.flush()
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, joint + 1)
+        leader.collect()
+        with self.assertRaises(NotLeader):
+            leader.propose(b"y")
+        self.assertEqual(leader.raft.configuration_index, joint + 2)
+
+    def test_36_the_next_leader_is_not_one_that_is_let_go(self) -> None:
+        """It would have to hand over in its turn, after another election."""
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        leader.change(Demote(3), Remove(1))
+        self.assertTrue(leader.raft.configuration.is_joint)
+        with self.assertRaises(ChangeRefused):
+            leader.transfer(3)
+        # It has more of the log, and was heard from last.
+        leader.acknowledge(3, leader.raft.log.last_index)
+        leader.transfer(None)
+        assert leader.raft.leadership is not None
+        self.assertEqual(leader.raft.leadership.successor, 2)
+
+    def test_37_a_joint_configuration_is_left_while_leadership_is_handed_over(self) -> None:
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        joint = leader.change(Remove(1), Demote(3))
+        leader.transfer(2)
+        leader.flush()
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, joint)
+        leader.collect()
+        self.assertFalse(leader.raft.configuration.is_joint)
+        assert leader.raft.leadership is not None
+        self.assertEqual(leader.raft.leadership.successor, 2)
 
     def test_36_what_waited_for_one_that_goes_is_committed_without_it(self) -> None:
         leader = leader_of(2)
