@@ -9,6 +9,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import joining, probing
@@ -50,6 +51,12 @@ class ProbeTests(ServerTestCase):
     async def test_status(self) -> None:
         status = await self._probe(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
         self.assertEqual((status.name, status.leader), ("n:1", "n:1"))
+
+    async def test_it_leaves_the_log_alone(self) -> None:
+        name = self.listen(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
+        with capturedLogs() as events:
+            await ask(name)
+        self.assertEqual(list(map(formatEvent, events)), [])
 
     async def test_no_leader(self) -> None:
         body = msgspec.json.encode({**STATUS, "leader": None})
