@@ -32,11 +32,11 @@ from raftd import (
     Rename,
     Replica,
     ReplicaOptions,
-    SimpleStateMachine,
     Stopped,
 )
 from raftd.errors import DirectoryInUse, NotReady
 from raftd.listening import close, listen
+from raftd.test.drivers import Journal
 from raftd.test.processes import free_ports
 
 OPTIONS = ReplicaOptions(
@@ -47,23 +47,6 @@ STEP_S = 0.02
 PATIENCE_S = 30.0
 
 clock: Any = reactor
-
-
-class Journal(SimpleStateMachine):
-    """Keeps all operations, in order; answers with how many there are."""
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-
-    def apply_command(self, operation: bytes) -> bytes:
-        self.operations.append(operation)
-        return b"%d" % len(self.operations)
-
-    def get_state(self) -> bytes:
-        return b"\n".join(self.operations)
-
-    def set_state(self, state: bytes) -> None:
-        self.operations = state.split(b"\n") if state else []
 
 
 class ReplicaTestCase(TestCase):

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTCP, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -21,8 +20,7 @@ from twisted.web.client import HTTPConnectionPool
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from raftd.core.membership import Change, Configuration
-from raftd.core.messages import Member, MemberId
+from raftd.core.messages import Member
 from raftd.errors import (
     BadRequest,
     NoLeader,
@@ -53,6 +51,7 @@ from raftd.kv.store import Store
 from raftd.net.http1 import HTTPFactory
 from raftd.net.port import PortFactory
 from raftd.test import test_kv
+from raftd.test.drivers import IdleNode
 from raftd.web.routes import Routes, Site
 
 ALLOW_DB = "GET, HEAD, PUT, POST, DELETE, OPTIONS"
@@ -123,8 +122,7 @@ ME = Member(0x1234, "localhost:4001")
 OTHER = Member(2**64 - 1, "localhost:4002")
 
 
-@implementer(INode)
-class FakeNode:
+class FakeNode(IdleNode):
     """A node that has a status and nothing else."""
 
     def __init__(self) -> None:
@@ -132,23 +130,6 @@ class FakeNode:
             ME, 0xABC, "leader", 7, ME, 3, 20, 19, 18, 2, 12.34567,
             (MemberStatus(ME, "voter", 20, 21, None), MemberStatus(OTHER, "learner", 5, 6, 30)),
         )  # fmt: skip
-
-    def propose(self, data: bytes, done: Done[bytes]) -> None:
-        raise NotImplementedError
-
-    def read(self, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def change_membership(
-        self, changes: Sequence[Change], force: bool
-    ) -> Deferred[Configuration]:
-        raise NotImplementedError
-
-    def transfer(self, successor: MemberId | None) -> Deferred[None]:
-        raise NotImplementedError
 
     def status(self) -> NodeStatus:
         return self.now
@@ -176,7 +157,9 @@ class WebCase(SynchronousTestCase):
         self.assertEqual(value["error"], code)
         self.assertTrue(value["message"].endswith("."), value["message"])
 
-    def test_fakes(self) -> None:
+
+class Fakes(WebCase):
+    def test_they_are_what_they_stand_for(self) -> None:
         self.assertTrue(verifyObject(IRequest, FakeRequest("GET", b"/")))
         self.assertTrue(verifyObject(IDatabase, self.database))
         self.assertTrue(verifyObject(INode, self.node))
