@@ -20,6 +20,7 @@ from raftd.core.invariants import Checker
 from raftd.core.log import Log
 from raftd.core.membership import AddLearner, Change, Configuration, Promote
 from raftd.core.messages import (
+    NOBODY,
     AppendEntries,
     AppendEntriesResponse,
     Entry,
@@ -569,6 +570,15 @@ class Node:
 
     def acknowledge(self, sender: MemberId, match_index: int) -> None:
         self.respond(sender, AppendEntriesResponse(self.raft.term, True, match_index))
+
+
+THREE = configuration([1, 2, 3])
+FIVE = configuration([1, 2, 3, 4, 5])
+
+
+def node_with(terms: Sequence[int] = (), term: int = 1, voted_for: MemberId = NOBODY) -> Node:
+    """Node 2 of three, freshly started with a log of these terms."""
+    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 def leader_of(

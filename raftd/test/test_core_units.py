@@ -61,6 +61,7 @@ from raftd.test.core_clusters import Safety, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -71,8 +72,6 @@ from raftd.test.cores import (
     member,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 class Quorums(SynchronousTestCase):

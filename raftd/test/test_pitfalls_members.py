@@ -39,6 +39,7 @@ from raftd.test.core_clusters import Cluster, Packet, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     check,
@@ -47,21 +48,15 @@ from raftd.test.cores import (
     log_of,
     member,
     messages_to,
+    node_with,
     round_in,
     snapshot_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 def changing(index: int, term: int, to: Configuration) -> Entry:
     """The entry of a configuration."""
     return Entry(index, term, EntryKind.CONFIGURATION, 0, encode_configuration(to))
-
-
-def follower(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
-    """Node 2 of three, with a log of these terms."""
-    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 def grown(voters: int, learners: int = 0) -> Cluster:
@@ -111,7 +106,7 @@ class Membership(SynchronousTestCase):
         self.assertEqual(leader.add_learner(4), 2)
 
     def test_33_a_truncated_configuration_goes_back(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         added = configuration([1, 2, 3], learners=[4])
         data = encode_configuration(added)
         change = Entry(2, 1, EntryKind.CONFIGURATION, 0, data)
@@ -243,7 +238,7 @@ class Membership(SynchronousTestCase):
             self.assertIs(leader.raft.role is Role.LEADER, stays, answering)
 
     def test_33_a_joint_configuration_that_is_truncated_goes_back(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         joint = configuration([3, 4, 5], outgoing=[1, 2, 3])
         node.answer(1, AppendEntries(1, 1, 1, 0, (changing(2, 1, joint),)))
         node.answer(1, AppendEntries(1, 2, 1, 0, (changing(3, 1, joint.left()),)))
@@ -463,7 +458,7 @@ class Membership(SynchronousTestCase):
 
     def test_36_who_was_removed_stands_no_more_once_that_is_committed(self) -> None:
         for known in (False, True):
-            node = follower((1,), term=1)
+            node = node_with((1,), term=1)
             removed = changing(2, 1, configuration([1, 3], removed=[2]))
             node.answer(1, AppendEntries(1, 1, 1, 2 if known else 1, (removed,)))
             node.time_out()
@@ -478,7 +473,7 @@ class Membership(SynchronousTestCase):
 
     def test_36_a_configuration_that_was_followed_by_another_is_committed(self) -> None:
         # 2 has no vote since entry 2, and entry 3 would not be there otherwise.
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         demoted = configuration([1, 3], learners=[2])
         renamed = demoted.changed([Rename(3, "other:1")])
         entries = changing(2, 1, demoted), changing(3, 1, renamed)

@@ -36,6 +36,7 @@ from raftd.test.cores import (
     HEARTBEAT_S,
     NO_TAIL,
     SETTINGS,
+    THREE,
     Disk,
     Node,
     Snapshot,
@@ -47,8 +48,6 @@ from raftd.test.cores import (
     snapshot_of,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 def follower(
