@@ -31,7 +31,6 @@ from raftd.test.processes import free_ports
 from raftd.test.servers import (
     ServerTestCase,
     free_name,
-    free_port,
     name_of,
     node_of,
     roles_of,
@@ -64,7 +63,8 @@ class NewClusterTests(ServerTestCase):
 
     async def test_localhost(self) -> None:
         server = self.server()
-        await server.take_name(f"localhost:{free_port()}")
+        (port,) = free_ports(1)
+        await server.take_name(f"localhost:{port}")
         await server.initialize()
         status, body = await self.http_get(server, "/status")
         self.assertEqual(status, 200)
@@ -138,12 +138,13 @@ class NameTests(ServerTestCase):
         await self.refused(server.take_name("127.0.0.1:70000"), BadAnswer, "65535")
 
     async def test_beyond_loopback_only_with_leave(self) -> None:
-        listen = f"0.0.0.0:{free_port()}"
+        (port,) = free_ports(1)
+        listen = f"0.0.0.0:{port}"
         server = self.server(listen=listen)
         await self.refused(server.take_name(free_name()), BadAnswer, "--insecure")
         self.assertEqual(server._ports, [])
         allowed = self.server(listen=listen, insecure=True)
-        await allowed.take_name(f"127.0.0.1:{listen.split(':')[1]}")
+        await allowed.take_name(f"127.0.0.1:{port}")
         await allowed.initialize()
         status, _ = await self.http_get(allowed, "/status")
         self.assertEqual(status, 200)
@@ -154,7 +155,7 @@ class NameTests(ServerTestCase):
         await self.refused(server.take_name("192.0.2.1:4001"), BadAnswer, "--listen")
 
     async def test_listen_elsewhere_than_at_the_name(self) -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         server = self.server(listen=f"127.0.0.1:{port}")
         await server.take_name("localhost:4001")
         await server.initialize()
