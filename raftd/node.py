@@ -400,7 +400,9 @@ class Node:
                 self._peers[member.id] = self._transport.peer(member)
             elif former.member != member:
                 peer = self._transport.peer(member)
-                self._peers[member.id] = MovingPeer(former, peer)
+                self._peers[member.id] = MovingPeer(
+                    former, peer, self._clock, self._request_timeout_s
+                )
 
     def _let_go(self, member_id: MemberId) -> None:
         """Disconnect from a former member, unless it still leads."""
