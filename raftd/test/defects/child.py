@@ -22,7 +22,10 @@ from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
 #: What a slip in the text of a defect looks like; it is not what was meant to be caught.
-_SLIP = re.compile(r"\b(NameError|UnboundLocalError|ImportError|ModuleNotFoundError)\b")
+_SLIP = re.compile(
+    r"\b(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError)\b"
+    r"|object has no attribute"
+)
 
 
 class Verdict(msgspec.Struct):

@@ -71,7 +71,7 @@ ELECTIONS = (
         "A restarted node begins with term 0 and no vote.",
         RAFT,
         "self._outbox = Outbox(hard_state or HardState())",
-        "self._outbox = Outbox(HardState(self.log.last_term if log else 0))",
+        "self._outbox = Outbox(HardState(log.last_term if log else 0))",
     ),
     Defect(
         2,
