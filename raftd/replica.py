@@ -135,6 +135,8 @@ class Replica(Handle):
         #: The step that was begun last, and whether it is too late for any.
         self._step: Deferred[Any] | None = None
         self._is_stopping = False
+        #: What the log calls this member until it has the change of its name.
+        self._former_name = ""
         #: When the members that were removed last are turned away.
         self._farewell: IDelayedCall | None = None
         self._peer_identity = LocalIdentity()
@@ -191,6 +193,7 @@ class Replica(Handle):
             name,
             self._identity.cluster_id,
         )
+        self._former_name = me.name
         self._record(name=name)
         self._log.info("{old} is called {name} now.", old=me.name, name=name)
 
@@ -452,7 +455,10 @@ class Replica(Handle):
             # Not at once: it may be the leader, with answers to give.
             self._farewell = self._reactor.callLater(FAREWELL_S, self._turn_away)
         me = configuration.members().get(self._identity.member_id)
-        if me is not None and me.name != self._identity.name:
+        if me is None or me.name == self._former_name:
+            return
+        self._former_name = ""
+        if me.name != self._identity.name:
             self._record(name=me.name)
             self._log.warn(
                 "This member is called {name} now: start it again under that name.",
