@@ -18,7 +18,7 @@ from raftd.core.log import Log
 from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, InvariantViolated, RaftdError, StorageFailed
 from raftd.test.logrig import create_rig, entries, entry, open_rig
-from raftd.test.simdisk import Operation, SimulatedDisk
+from raftd.test.simdisk import Operation, SimulatedDisk, fail_on
 from raftd.test.snapshotrig import (
     DIRECTORY,
     DictMachine,
@@ -137,7 +137,7 @@ class CrashTests(SynchronousTestCase):
         rig = StoreRig(fresh_disk()).recover()
         for index in (10, 20):
             rig.take(index, STATES[index])
-        rig.disk.before = _fail_on("remove")
+        rig.disk.before = fail_on("remove")
         rig.take(30, THIRD)
         rig.begin(40, FOURTH)
         rig.result(rig.store.receive(50, 1).write(0, b"something"))
@@ -187,21 +187,13 @@ class CrashTests(SynchronousTestCase):
         self.assertGreater(min(outcomes.values()), 2, outcomes)
 
 
-def _fail_on(*names: str) -> Callable[[Operation], None]:
-    def before(operation: Operation) -> None:
-        if operation.name in names:
-            raise OSError(errno.EIO, "Input/output error")
-
-    return before
-
-
 class FailureTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.rig = StoreRig(fresh_disk()).recover()
         self.rig.take(10, FIRST)
 
     def fail(self, *names: str) -> None:  # type: ignore[override]
-        self.rig.disk.before = _fail_on(*names)
+        self.rig.disk.before = fail_on(*names)
 
     def refused(self, waited: Any) -> str:
         error = self.rig.error(waited)

@@ -25,7 +25,7 @@ from raftd.test.logrig import (
     open_rig,
     recovered,
 )
-from raftd.test.simdisk import Operation, SimulatedDisk
+from raftd.test.simdisk import Operation, SimulatedDisk, fail_on
 
 State = tuple[HardState, list[Entry]]
 Write = tuple["HardState | None", list[Entry]]
@@ -240,7 +240,7 @@ class CrashTests(SynchronousTestCase):
         run = Run(lambda *_: None).go(scenario()[:4])
         state = run.states[-1]
         assert run.rig is not None
-        run.disk.before = _fail_on("flush")
+        run.disk.before = fail_on("flush")
         run.rig.write(None, entries(8, 12, term=3, size=290))
         run.rig.run()
         torn = run.disk
@@ -259,14 +259,6 @@ class CrashTests(SynchronousTestCase):
         torn.before = judge
         self.assertEqual(recovered(torn), state)
         self.assertGreater(count, 10)
-
-
-def _fail_on(*names: str) -> Callable[[Operation], None]:
-    def before(operation: Operation) -> None:
-        if operation.name in names:
-            raise OSError(errno.EIO, "Input/output error")
-
-    return before
 
 
 class FailureTests(SynchronousTestCase):
