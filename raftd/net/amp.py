@@ -126,7 +126,7 @@ class PeerServerFactory(ServerFactory):
                 raise NotReady(f"{hello.to_name} does not belong to a cluster yet.")
             answer = answer_hello(self.identity, hello)
         except PeerRefused as e:
-            self._log_refusal(hello.name, str(e))
+            self._log_refusal(hello.name, e)
             raise
         self._refusals.pop(hello.name, None)
         del self._strangers[server]
@@ -178,10 +178,13 @@ class PeerServerFactory(ServerFactory):
         if self._members.get(server.key) is server:
             del self._members[server.key]
 
-    def _log_refusal(self, name: str, reason: str) -> None:
+    def _log_refusal(self, name: str, refusal: PeerRefused) -> None:
         """One line for each change of reason: a refused peer tries again and again."""
+        reason = str(refusal)
         if self._refusals.pop(name, None) != reason:
-            self._log.warn("Refused a connection of {name}: {reason}", name=name, reason=reason)
+            # While a node joins, the others are often a moment too early.
+            log = self._log.info if isinstance(refusal, NotReady) else self._log.warn
+            log("Refused a connection of {name}: {reason}", name=name, reason=reason)
         self._refusals[name] = reason
         if len(self._refusals) > MAX_REFUSALS_REMEMBERED:
             del self._refusals[next(iter(self._refusals))]

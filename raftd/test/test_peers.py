@@ -16,7 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from raftd.core.membership import MAX_CHANGES, AddLearner, Change, Demote, Promote, Remove
@@ -635,7 +635,11 @@ class ReconnectTests(SynchronousTestCase):
 
     def test_a_node_that_is_not_ready_is_tried_again_soon(self) -> None:
         self.pair.factory.rpc = None
-        self.refused_for(2)
+        with capturedLogs() as events:
+            self.refused_for(2)
+        # So it is at every join: no cause for a warning, at either end.
+        levels = [event["log_level"] for event in events]
+        self.assertEqual(levels, [LogLevel.info, LogLevel.info])
         self.assertLess(max(self.gaps()), peers.RETRY_MAX_S + 0.02)
         self.pair.factory.rpc = self.pair.node
         self.network.advance(1.1)
