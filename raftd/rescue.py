@@ -114,7 +114,7 @@ class Survivor:
         snapshot = newest or SnapshotMetadata(0, 0, Configuration(), 0)
         self._term = log.hard_state.term
         self._log = Log(log.entries, log.base_index, log.base_term)
-        self._log.fit(snapshot)
+        self._log.fit(snapshot, log.commit_index)
         history = ConfigurationHistory(snapshot.configuration, snapshot.last_included_index)
         behind = self._log.entries(snapshot.last_included_index + 1, self._log.last_index)
         history.append(configurations_in(behind))

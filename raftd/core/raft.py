@@ -129,7 +129,7 @@ class Raft:
 
         `snapshot` is what the state machine was restored from; the log leads
         up to it at least.  `commit_index` is the greatest that a durable
-        `Write` carried.
+        `Write` carried.  `InvariantViolated` if something is missing.
         """
         self.member_id = member_id
         self.settings = settings
@@ -143,7 +143,7 @@ class Raft:
             )
         snapshot = snapshot or SnapshotMetadata(0, 0, Configuration(), 0)
         restored = snapshot.last_included_index
-        self.log.fit(snapshot)
+        self.log.fit(snapshot, commit_index)
         if snapshot.last_included_term > self.term:
             # It became durable before the term in which it was received, and
             # nobody was told anything in that term.
@@ -158,7 +158,7 @@ class Raft:
         # Safe without asking anybody: what was committed once stays so, and no
         # entry of it is ever truncated; and a write is durable only with all
         # that it says is committed, so that these very entries are in this log.
-        self.commit_index = max(restored, min(commit_index, self.log.last_index))
+        self.commit_index = max(restored, commit_index)
         #: The last entry that was handed out to be applied.
         self._committed_out = restored
         self.leadership: Leadership | None = None
