@@ -150,8 +150,8 @@ READING = (
         "restart-forgets-what-was-committed",
         "A restarted node applies nothing that it knew to be committed.",
         RAFT,
-        "self.commit_index = max(restored, min(commit_index, self.log.last_index))",
-        "self.commit_index = restored",
+        "        self._committed_out = restored\n",
+        "        self._committed_out = self.commit_index = restored\n",
     ),
     Defect(
         27,
@@ -166,8 +166,9 @@ READING = (
         "restart-applies-what-was-only-written",
         "A restarted node applies its whole log, committed or not.",
         RAFT,
-        "self.commit_index = max(restored, min(commit_index, self.log.last_index))",
-        "self.commit_index = self.log.last_index",
+        "        self._committed_out = restored\n",
+        "        self._committed_out = restored\n"
+        "        self.commit_index = self.log.last_index\n",
     ),
     Defect(
         28,
