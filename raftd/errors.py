@@ -56,6 +56,12 @@ class Overloaded(DidNotHappen):
     code = "overloaded"
 
 
+class NoSpace(DidNotHappen):
+    """The disk of a node that is needed for it is full; nothing was changed."""
+
+    code = "no_space"
+
+
 class Superseded(DidNotHappen):
     """Another leader's entry was committed in this one's place; nothing was changed."""
 

@@ -122,7 +122,11 @@ class ILogStorage(Interface):
     entries: Sequence[Entry] = Attribute("The entries recovered when opened; see `start`.")
     commit_index: int = Attribute("The greatest that any recovered write carried; 0 if none.")
 
-    def start(persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+    def start(
+        persisted: Callable[[int], None],
+        failed: Callable[[Fatal], None],
+        space: Callable[[bool], None] | None = None,
+    ) -> None:
         """
         Begin; called once, before the first `write`.
 
@@ -131,7 +135,16 @@ class ILogStorage(Interface):
         `persisted(number)` is called after every write up to `number` is
         durable, in growing order; numbers may be skipped.  `failed(reason)` is
         called at most once, and `persisted` never after it.
+
+        `space(False)` is called when there is no room for more than what is
+        set aside already, and `space(True)` when there is room again.  What is
+        set aside is for the hard state and entries without commands; writes
+        beyond it wait for room, neither durable nor failed.  Without `space`
+        they fail.
         """
+
+    def look_for_space() -> None:
+        """Look again for room; returns at once, and what was found comes by `space`."""
 
     def write(
         number: int,

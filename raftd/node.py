@@ -42,6 +42,7 @@ from raftd.errors import (
     InvariantViolated,
     NoLeader,
     NoQuorum,
+    NoSpace,
     NotLeader,
     ProtocolViolation,
     RaftdError,
@@ -78,6 +79,9 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 #: How long a member that was removed goes on, and the others stay connected to
 #: it, for the answers that it owes.
 FAREWELL_S = 0.5
+
+#: How often it is tried, while the disk is full, whether there is room again.
+SPACE_RETRY_S = 2.0
 
 
 class _Seen:
@@ -153,6 +157,9 @@ class Node:
         self._timer: IDelayedCall | None = None
         #: The end of a member that was removed.
         self._farewell: IDelayedCall | None = None
+        #: While the disk is full: when storage looks for room again.
+        self._space_timer: IDelayedCall | None = None
+        self._has_space = True
 
         self._observers: list[Observer] = []
         self._seen = _Seen(self._raft.term)
@@ -193,7 +200,7 @@ class Node:
     def start(self) -> None:
         """Begin: storage must have been opened, and peers may now call."""
         self._running = True
-        self._storage.start(self._persisted, self.fail)
+        self._storage.start(self._persisted, self.fail, self._space_changed)
         self._wake()
 
     def stop(self) -> Deferred[None]:
@@ -232,7 +239,8 @@ class Node:
     def _halt(self) -> None:
         self._running = False
         farewells = [timer for _, timer in self._departing.values()]
-        for call in (self._turn_call, self._timer, self._farewell, *farewells):
+        timers = (self._timer, self._farewell, self._space_timer)
+        for call in (self._turn_call, *timers, *farewells):
             if call is not None and call.active():
                 call.cancel()
         self._router.stop()
@@ -381,6 +389,27 @@ class Node:
                 self._defect(Failure())
             self._wake()
 
+    def _space_changed(self, is_left: bool) -> None:
+        """Storage has no room for more commands, or has room again."""
+        if not self._running:
+            return
+        if is_left:
+            self._log.info("There is room on the disk again: writes are taken.")
+        else:
+            self._log.error("The disk is full: no writes are taken until there is room again.")
+            self._look_for_space()
+        self._raft.space_changed(is_left, self._clock.seconds())
+        self._has_space = is_left
+        self._wake()
+
+    def _look_for_space(self) -> None:
+        self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
+
+    def _space_due(self) -> None:
+        if not self._has_space:
+            self._look_for_space()
+            self._storage.look_for_space()
+
     # -- members and the leader ----------------------------------------------
 
     def _follow_configuration(self) -> None:
@@ -523,9 +552,13 @@ class Node:
 
     def _peer_lost(self, member_id: MemberId, failure: Failure) -> None:
         failure.trap(RaftdError)
-        if self._running:
+        if not self._running:
+            return
+        if failure.check(NoSpace):
+            self._raft.lacks_space(member_id, self._clock.seconds())
+        else:
             self._raft.unreachable(member_id)
-            self._wake()
+        self._wake()
 
     def _defect(self, failure: Failure) -> None:
         """An error that nothing above has expected."""
@@ -544,6 +577,9 @@ class Node:
         try:
             self._raft.receive_request(sender, request, request_id, self._clock.seconds())
         except ProtocolViolation as e:
+            return fail(e)
+        except NoSpace as e:
+            self._wake()  # whoever sent it has been heard
             return fail(e)
         except Exception:
             self._defect(Failure())

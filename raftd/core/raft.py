@@ -71,6 +71,7 @@ from raftd.core.outbox import Outbox
 from raftd.core.ready import Outgoing, Piece, Ready, Write
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
+from raftd.core.space import NO_SPACE_TIMEOUTS, Space
 from raftd.errors import (
     ChangeInProgress,
     InvariantViolated,
@@ -164,6 +165,10 @@ class Raft:
         self.leadership: Leadership | None = None
         self.campaign: Campaign | None = None
 
+        self._space = Space()
+        #: When a leader without room may try next to hand over.
+        self._relief_due = now
+
         self._reads_out: list[tuple[int, int]] = []
         self._lost_reads: list[int] = []
         self._pieces: list[Piece] = []
@@ -214,6 +219,7 @@ class Raft:
         if self.leadership is not None:
             self._check_quorum(self.leadership, now)
             self._check_disk(now)
+            self._check_space(now)
         elif now >= self._election_due:
             if not (self._outbox.is_hard_state_durable and self._may_lead):
                 # The last vote is not on disk yet: a slow disk must not make
@@ -241,6 +247,16 @@ class Raft:
             return
         successor = leadership.best_successor()
         if successor != NOBODY and leadership.successor == NOBODY:
+            leadership.transfer(successor, now)
+
+    def _check_space(self, now: float) -> None:
+        """A leader whose disk is full lets a voter lead that may have room, if there is one."""
+        leadership = self.leadership
+        if leadership is None or self._space.is_left or now < self._relief_due:
+            return
+        successor = leadership.successor_with_space(self.commit_index, now)
+        if successor != NOBODY:
+            self._relief_due = now + NO_SPACE_TIMEOUTS * self.settings.election_timeout_s
             leadership.transfer(successor, now)
 
     @property
@@ -353,6 +369,8 @@ class Raft:
         A request of a peer; its answer comes in a `Ready` with this `request_id`.
 
         `ProtocolViolation` if no correct peer sends it; nothing has changed then.
+        `NoSpace` if the disk is full: nothing of it was carried out, and no
+        answer comes; but whoever sent it has been heard.
         """
         match request:
             case AppendEntries():
@@ -447,6 +465,7 @@ class Raft:
             return
         new = self._without_known(request.entries)
         if new:
+            self._space.take(new)
             self._replace_suffix(new, [c for c in changes if c[0] >= new[0].index], now)
         verified = request.prev_log_index + len(request.entries)
         self._commit(min(request.leader_commit, verified))
@@ -497,6 +516,7 @@ class Raft:
         """Stand for election at once, whoever is heard from (thesis 3.10)."""
         may = request.term == self.term and self.leader_id == sender
         if may and self.configuration.is_voter(self.member_id):
+            self._space.check("it does not lead")
             self._campaign(now, transfer=True)
         self._answer(sender, TimeoutNowResponse(self.term), request_id)
 
@@ -610,6 +630,18 @@ class Raft:
         if self.leadership is not None:
             self.leadership.unreachable(member_id)
 
+    def lacks_space(self, member_id: MemberId, now: float) -> None:
+        """This member has refused a request, for its disk is full."""
+        if self.leadership is not None:
+            self.leadership.lacks_space(member_id, now)
+            # If it was to lead, another one may be asked at once.
+            self._relief_due = now
+
+    def space_changed(self, is_left: bool, now: float) -> None:
+        """Storage has room, or none, for more than what is set aside."""
+        self._space.changed(is_left)
+        self._check_space(now)
+
     # -- committing ----------------------------------------------------------
 
     def _commit(self, index: int) -> None:
@@ -644,9 +676,12 @@ class Raft:
         Append encoded commands; (term, index of the first).
 
         They have happened when entries of that term are applied at those
-        indexes.  `NotLeader` or `Overloaded`: nothing was appended.
+        indexes.  `NotLeader`, `NoSpace` or `Overloaded`: nothing was appended.
         """
-        return self.term, self._leader().propose(batch, now)
+        leadership = self._leader()
+        if leadership.may_propose:
+            self._space.check("the leader takes no writes")
+        return self.term, leadership.propose(batch, now)
 
     def read_index(self, context: int, now: float) -> None:
         """
