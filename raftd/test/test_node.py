@@ -413,6 +413,21 @@ class OutcomeTests(ClusterTestCase):
         self.assertOutcome(write, OutcomeUnknown)
         self.assertOutcome(read, DidNotHappen)
 
+    def test_30_write_whose_place_another_has_taken_did_not_happen_there(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.partition([leader], others)
+        lost = [self.propose(cluster, leader, b"lost %d" % i) for i in range(3)]
+        new = cluster.await_leader(others)
+        for i in range(6):
+            self.written(cluster, new, b"new %d" % i)
+        cluster.heal()
+        cluster.advance_until(lambda: all(answer.given for answer in lost))
+        operations = cluster.machines[leader].operations
+        for i, answer in enumerate(lost):
+            # It was tried again, for that was safe, and this is the second try's result.
+            assert isinstance(answer.outcome, bytes)
+            self.assertEqual(operations[int(answer.outcome) - 1], b"lost %d" % i)
+
     def test_30_forwarded_write_whose_leader_is_gone(self) -> None:
         for power_lost, patience_s in ((False, 0.01), (True, REQUEST_S + 0.01)):
             cluster, leader, (follower, _) = self.led(3, Journal)

@@ -14,6 +14,8 @@ from raftd.core.messages import (
     NOBODY,
     AppendEntries,
     AppendEntriesResponse,
+    Entry,
+    EntryKind,
     HardState,
     Heartbeat,
     HeartbeatResponse,
@@ -594,6 +596,17 @@ class Replication(SynchronousTestCase):
         sent = leader.take()
         self.assertEqual(heartbeats_in(sent, 2)[0].leader_commit, 3)
         self.assertEqual(heartbeats_in(sent, 3)[0].leader_commit, 0)
+
+
+class Times(SynchronousTestCase):
+    def test_31_the_clusters_time_goes_on_under_a_new_leader(self) -> None:
+        late = Entry(1, 1, EntryKind.NOOP, 5_000, b"")
+        node = Node(1, THREE, disk=Disk([late], HardState(1)))
+        node.become_leader()
+        node.time.now += 0.25
+        _, index = node.propose(b"x")
+        times = [e.time_ms for e in node.raft.log.entries(1, index)]
+        self.assertEqual(times, [5_000, 5_000, 5_250])
 
 
 class Reads(SynchronousTestCase):

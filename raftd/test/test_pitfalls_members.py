@@ -22,6 +22,7 @@ from raftd.core.membership import (
 from raftd.core.messages import (
     NOBODY,
     AppendEntries,
+    AppendEntriesResponse,
     Entry,
     EntryKind,
     HardState,
@@ -247,6 +248,33 @@ class Membership(SynchronousTestCase):
         self.assertEqual((node.raft.configuration, node.raft.configuration_index), (joint, 2))
         node.answer(3, AppendEntries(3, 1, 1, 0, (Entry(2, 3, EntryKind.NOOP, 0, b""),)))
         self.assertEqual((node.raft.configuration, node.raft.configuration_index), (THREE, 0))
+
+    def test_33_a_configuration_goes_back_behind_a_compaction(self) -> None:
+        # Its entry is cut off, and that of the one before is in a snapshot.
+        node = node_with((1,), term=1)
+        before = configuration([1, 2, 3], learners=[4])
+        node.answer(1, AppendEntries(1, 1, 1, 2, (changing(2, 1, before),)))
+        node.apply()
+        node.take_snapshot()
+        after = configuration([1, 2, 3, 4])
+        node.answer(1, AppendEntries(1, 2, 1, 2, (changing(3, 1, after),)))
+        node.raft.compact(2 + node.settings.snapshot_tail_entries)
+        self.assertEqual(node.raft.log.base_index, 2)
+        self.assertEqual(node.raft.configuration, after)
+        node.answer(3, AppendEntries(2, 2, 1, 2, (Entry(3, 2, EntryKind.NOOP, 0, b""),)))
+        self.assertEqual((node.raft.configuration, node.raft.configuration_index), (before, 2))
+
+    def test_34_a_joint_configuration_that_is_committed_is_left_first(self) -> None:
+        leader = leader_of(configuration([1, 2, 3], outgoing=[1, 4, 5]))
+        for member_id in (2, 4):
+            leader.raft.receive_response(
+                member_id, AppendEntriesResponse(1, True, 1), leader.time.now
+            )
+        # It is committed and a turn has not ended yet.
+        self.assertEqual(leader.raft.commit_index, 1)
+        self.assertTrue(leader.raft.configuration.is_joint)
+        with self.assertRaises(ChangeInProgress):
+            leader.change(Rename(2, "other:1"))
 
     def test_34_no_change_until_a_joint_configuration_was_left(self) -> None:
         cluster = grown(3, learners=1)
@@ -609,6 +637,21 @@ class Membership(SynchronousTestCase):
         leader = cluster.leader()
         self.assertEqual(leader.raft.configuration, configuration([3, 4, 5], removed=[1, 2]))
         self.assertIn(leader.id, (3, 4, 5))
+
+    def test_37_who_is_on_the_way_out_stands_for_election(self) -> None:
+        # It may hold what the others have not, though the joint configuration is committed.
+        node = Node(1, configuration([4, 5, 6], outgoing=[1, 2, 3]))
+        node.time_out()
+        self.assertIs(node.raft.role, Role.PRE_CANDIDATE)
+
+    def test_38_who_was_removed_does_not_join_as_it_was(self) -> None:
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+        leader.respond(2, HeartbeatResponse(1, 0))
+        leader.acknowledge(2, leader.change(Remove(3)))
+        with self.assertRaises(ChangeRefused) as caught:
+            leader.change(AddLearner(member(3)))
+        self.assertIn("was removed from this cluster", str(caught.exception))
 
     def test_37_who_is_on_the_way_out_can_still_lead(self) -> None:
         """

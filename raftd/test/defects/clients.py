@@ -88,7 +88,6 @@ CLIENTS = (
         ROUTING,
         "        if term == entry.term:\n            self._requests.answer(request, result)",
         "        if term <= entry.term:\n            self._requests.answer(request, result)",
-        also=("test_late_answers_change_nothing", "test_12_leader_without_quorum_steps_down_and_says_so"),
     ),
     Defect(
         30,

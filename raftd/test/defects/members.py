@@ -254,6 +254,7 @@ MEMBERS = (
         HANDSHAKE,
         "    if to.id not in (answer.member_id, NOBODY):\n",
         "    if answer.member_id == NOBODY:\n",
+        also=("test_the_caller_checks_who_answers",),
     ),
     Defect(
         38,
@@ -277,7 +278,7 @@ MEMBERS = (
         "Another identity takes a voter's name over.",
         MEMBERSHIP,
         "            if other.name == member.name and other.id != member.id:\n",
-        "            if other.name == member.name and other.id == NOBODY:\n",
+        "            if other.name == member.name and other.id == 0:\n",
     ),
     Defect(
         38,
