@@ -17,7 +17,9 @@ from raftd.core.messages import Entry, EntryKind
 from raftd.errors import NoSpace
 
 #: Bytes of commands that a follower without room still takes, from what is set
-#: aside: as much as a leader had sent it before the two of them knew.
+#: aside: as much as a leader may have in flight to it (`MAX_BYTES_IN_FLIGHT`).
+#: Else entries that it had sent before they knew would be stuck in its log, and
+#: with them everything behind them, the no-op of the next leader included.
 MAX_SPARE_BYTES = 4 << 20
 
 #: What a write takes at least.
