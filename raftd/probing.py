@@ -90,7 +90,7 @@ def _read(server: str, code: int, body: bytes) -> ServerStatus:
             if reason == "overloaded":
                 raise JoinFailed(f"{server} is too busy to answer; try again.")
         status = msgspec.json.decode(body, type=ServerStatus)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise JoinFailed(_foreign(server)) from None
     if status.leader is None:
         raise NoLeaderYet(

@@ -117,7 +117,7 @@ def _decode_result(data: bytes, decode: Callable[[bytes], R]) -> R | RaftdError:
         if data[:1] and data[0] >> 4 == 0x8:
             return error_of(_decode_refusal(data))
         return decode(data)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolViolation(f"not a result of the store: {e}") from None
 
 

@@ -20,7 +20,14 @@ from zope.interface.verify import verifyObject
 
 from raftd.core.membership import Change, Configuration
 from raftd.core.messages import Command, Member, MemberId, decode_command
-from raftd.errors import BadRequest, NoLeader, OutcomeUnknown, RaftdError, TooLarge
+from raftd.errors import (
+    BadRequest,
+    NoLeader,
+    OutcomeUnknown,
+    ProtocolViolation,
+    RaftdError,
+    TooLarge,
+)
 from raftd.interfaces import (
     DeleteResult,
     Done,
@@ -781,6 +788,9 @@ class Databases(SynchronousTestCase):
 
     def test_results_decode(self) -> None:
         self.assertEqual(decode_put_result(bytes.fromhex("92 05 c3")), PutResult(5, True))
+        for garbage in (b"", b"\xc1", b"\x81\xa4code\xa1\xeb"):
+            with self.assertRaises(ProtocolViolation):
+                decode_put_result(garbage)
         self.assertEqual(decode_delete_result(bytes.fromhex("92 05 02")), DeleteResult(5, 2))
 
     def test_bounds_are_checked_before_the_log(self) -> None:

@@ -80,6 +80,7 @@ class ProbeTests(ServerTestCase):
             http(b"404 Not Found", b""),
             http(b"200 OK", b"{}", JSON),
             http(b"200 OK", b'{"name": 1}', JSON),
+            http(b"200 OK", b'{"name": "\xeb"}', JSON),
             http(b"503 Service Unavailable", b'{"error": "x", "message": "x"}', JSON),
             http(b"200 OK", b"[" * 100_000, JSON),
             http(b"301 Moved Permanently", b"", b"Location: http://127.0.0.1:1/status\r\n"),
