@@ -129,6 +129,7 @@ class OutletTests(SynchronousTestCase):
         self.addCleanup(self.go_on.set)
 
     def slow(self, text: str) -> None:
+        self.assertIsNot(threading.current_thread(), threading.main_thread())
         self.stuck.set()
         self.go_on.wait(30)
         self.written.append(text)

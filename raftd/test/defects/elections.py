@@ -333,8 +333,10 @@ ELECTIONS = (
         "leader-grants-pre-votes",
         "A leader grants a pre-vote against itself.",
         RAFT,
-        "        if self.role is Role.LEADER:\n            return True\n        if self.leader_id ==",
-        "        if self.role is Role.LEADER:\n            return False\n        if self.leader_id ==",
+        "        if self.role is Role.LEADER:\n"
+        "            return True\n        if self.leader_id ==",
+        "        if self.role is Role.LEADER:\n"
+        "            return False\n        if self.leader_id ==",
         also=("test_6_a_leader_disregards_a_vote_request",),
     ),
     Defect(

@@ -37,7 +37,8 @@ MEMBERS = (
         "configuration-outlives-the-log",
         "A snapshot that replaces the log does not replace its configurations.",
         RAFT,
-        "                self._configurations = ConfigurationHistory(metadata.configuration, index)\n",
+        "                self._configurations = "
+        "ConfigurationHistory(metadata.configuration, index)\n",
         "",
     ),
     Defect(
@@ -144,8 +145,10 @@ MEMBERS = (
         LEADER,
         "        matches[self._member_id] = self._log.persisted_index\n",
         "        matches[self._member_id] = self._log.persisted_index\n"
-        "        if len(self._majorities) == 1 and self._member_id not in self._majorities[0]:\n"
-        "            return quorum_value([self._majorities[0] | {self._member_id}], matches, 0)\n",
+        "        if len(self._majorities) == 1 and self._member_id not in "
+        "self._majorities[0]:\n"
+        "            return quorum_value([self._majorities[0] | {self._member_id}], "
+        "matches, 0)\n",
     ),
     Defect(
         36,
@@ -217,11 +220,13 @@ MEMBERS = (
         "joint-configuration-is-left-at-once",
         "A joint configuration is left before it is committed.",
         RAFT,
-        "        if not leadership.term_start_index <= self.commit_index >= self.configuration_index:\n",
+        "        if not leadership.term_start_index <= self.commit_index >= "
+        "self.configuration_index:\n",
         "        if self.configuration.is_joint:\n"
         "            self._append_configuration(leadership, self.configuration.left(), now)\n"
         "            return\n"
-        "        if not leadership.term_start_index <= self.commit_index >= self.configuration_index:\n",
+        "        if not leadership.term_start_index <= self.commit_index >= "
+        "self.configuration_index:\n",
     ),
     Defect(
         37,

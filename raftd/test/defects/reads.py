@@ -119,7 +119,8 @@ READING = (
         "A lease holds again when a transfer was given up, though the successor may stand.",
         LEADER,
         "        self._successor, self._told = NOBODY, False\n",
-        "        self._successor, self._told = NOBODY, False\n        self._lease_broken = False\n",
+        "        self._successor, self._told = NOBODY, False\n"
+        "        self._lease_broken = False\n",
     ),
     Defect(
         26,

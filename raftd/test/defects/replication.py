@@ -107,7 +107,8 @@ REPLICATION = (
         "write-from-before-a-truncation",
         "A write acknowledges entries that were cut off since, and replaced.",
         LOG,
-        "        self._writes = deque((number, min(last, kept)) for number, last in self._writes)\n",
+        "        self._writes = deque((number, min(last, kept)) for number, last in "
+        "self._writes)\n",
         "",
     ),
     Defect(
@@ -231,7 +232,8 @@ REPLICATION = (
         "replication-waits-for-the-heartbeat",
         "Entries are sent when the next heartbeat is due.",
         LEADER,
-        "            while progress.next_index <= self._log.last_index and progress.may_send():",
+        "            while progress.next_index <= self._log.last_index and "
+        "progress.may_send():",
         "            while (\n"
         "                now >= self.heartbeat_due\n"
         "                and progress.next_index <= self._log.last_index\n"
@@ -317,7 +319,8 @@ REPLICATION = (
         "terms-of-the-old-tail-stay",
         "The log's outline keeps the terms of what was cut off.",
         "storage/replay.py",
-        "        while self._runs and self._runs[-1][0] >= first:\n            self._runs.pop()\n",
+        "        while self._runs and self._runs[-1][0] >= first:\n"
+        "            self._runs.pop()\n",
         "",
         also=("test_terms_of_a_truncated_suffix_are_forgotten",),
     ),

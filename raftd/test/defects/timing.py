@@ -52,8 +52,8 @@ TIMING = (
         "leader-keeps-a-disk-that-hangs",
         "A leader whose disk hangs leads on.",
         RAFT,
-        "            leadership.transfer(successor, now)\n\n    @property",
-        "            pass\n\n    @property",
+        "        if successor != NOBODY and leadership.successor == NOBODY:\n",
+        "        if successor != NOBODY and not leadership:\n",
     ),
     Defect(
         53,
@@ -104,7 +104,8 @@ TIMING = (
         "slices-wait-without-a-bound",
         "A snapshot is drawn faster than the disk takes it, all of it into memory.",
         "snapshotting.py",
-        "                while writer.pending_bytes > MAX_PENDING_BYTES and not self._stopped:\n"
+        "                while writer.pending_bytes > MAX_PENDING_BYTES and not "
+        "self._stopped:\n"
         "                    await self._pause(PAUSE_S)\n",
         "",
     ),
