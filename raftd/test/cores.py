@@ -405,6 +405,7 @@ class Node:
         """The entries up to `last`, acknowledged in `term`, are on the disk."""
         log = self.raft.log
         if term == self.raft.term and log.base_index < last:
+            check(last <= log.last_index, "what is acknowledged is in the log")
             (entry,) = log.entries(last, last)
             check(self.disk.holds(entry), "what is acknowledged is durable")
 

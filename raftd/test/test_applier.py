@@ -72,7 +72,7 @@ class ApplierTests(SynchronousTestCase):
             self.clock.rightNow += 0.001
             return apply(*arguments)
 
-        self.machine.apply = taking_time  # type: ignore[method-assign]
+        self.patch(self.machine, "apply", taking_time)
         self._add(1, *[b"x"] * 50)
         more = True
         while more:

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from raftd.test.defects.defect import Defect
-from raftd.test.defects.planting import Catchers, Garden
+from raftd.test.defects.planting import PATIENCE_WITH_ALL_S, Catchers, Garden
 from raftd.test.defects.table import ALL, NOT_BUILT
 
 #: Defects that are tried at once.
@@ -81,7 +81,7 @@ def try_all(defects: Sequence[Defect]) -> list[Outcome]:
 def check_healthy(garden: Garden, catchers: Catchers, defects: Sequence[Defect]) -> None:
     """A test that fails without any defect catches nothing."""
     tests = dict.fromkeys(test for defect in defects for test in catchers.of(defect))
-    verdict = garden.run_tests(list(tests))
+    verdict = garden.run_tests(list(tests), PATIENCE_WITH_ALL_S)
     if verdict.failed or not verdict.ran:
         sys.exit(f"Without any defect: {verdict.failed} {verdict.why}")
     print(f"{verdict.ran} tests pass without any defect", flush=True)

@@ -15,9 +15,9 @@ import re
 import sys
 import unittest
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
-from twisted.python.failure import Failure
 from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
@@ -44,11 +44,11 @@ class Verdict(msgspec.Struct):
 class _FirstFailure(Reporter):
     """Stops the run at the first failure."""
 
-    def addFailure(self, test: unittest.TestCase, failure: Failure) -> None:
+    def addFailure(self, test: unittest.TestCase, failure: Any) -> None:
         super().addFailure(test, failure)
         self.stop()
 
-    def addError(self, test: unittest.TestCase, failure: Failure) -> None:
+    def addError(self, test: unittest.TestCase, failure: Any) -> None:
         super().addError(test, failure)
         self.stop()
 
@@ -70,7 +70,7 @@ def run_tests(names: Sequence[str]) -> Verdict:
         found = _tests(loader.loadModule(importlib.import_module(module)))
         chosen += [t for t in found if t.id().rpartition(".")[2] == test]
     runner = TrialRunner(_FirstFailure, stream=io.StringIO())
-    result = runner.run(unittest.TestSuite(chosen))
+    result: Any = runner.run(unittest.TestSuite(chosen))
     for test, failure in [*result.failures, *result.errors]:
         text = str(failure.getTraceback())
         words = failure.getErrorMessage().strip().splitlines()

@@ -14,6 +14,7 @@ ELECTIONS = (
         OUTBOX,
         "needs_write = max(needs_write, self.hard_state_write)",
         "needs_write = max(needs_write, 0)",
+        seeds=60,
     ),
     Defect(
         1,
@@ -40,6 +41,7 @@ ELECTIONS = (
         "            self._held = [held for held in self._held if held[0] > number]\n",
         "            self._free.extend(out for _, out in self._held)\n"
         "            self._held = []\n",
+        seeds=60,
     ),
     Defect(
         1,
@@ -48,6 +50,7 @@ ELECTIONS = (
         RAFT,
         "            self._set_hard_state(self.term, sender)\n",
         "            pass\n",
+        seeds=60,
     ),
     Defect(
         1,
@@ -64,6 +67,7 @@ ELECTIONS = (
         RAFT,
         "hard_state = outbox.hard_state if outbox.has_new_hard_state else None",
         "hard_state = None",
+        seeds=60,
     ),
     Defect(
         2,
@@ -72,6 +76,7 @@ ELECTIONS = (
         RAFT,
         "self._outbox = Outbox(hard_state or HardState())",
         "self._outbox = Outbox(HardState(log.last_term if log else 0))",
+        seeds=60,
     ),
     Defect(
         2,
@@ -90,6 +95,7 @@ ELECTIONS = (
         "        if response.term != self.term:\n"
         "            self._outbox.hard_state = HardState(response.term)\n"
         "            self._become_follower(",
+        seeds=60,
     ),
     Defect(
         3,
@@ -100,6 +106,7 @@ ELECTIONS = (
         "            self._answer(sender, self._refusal(request), request_id)\n",
         "        if request.term < 0:\n"
         "            self._answer(sender, self._refusal(request), request_id)\n",
+        seeds=60,
     ),
     Defect(
         3,
@@ -150,6 +157,7 @@ ELECTIONS = (
         RAFT,
         "is_free = voted_for == self.leader_id == NOBODY and not disturbing",
         "is_free = not disturbing or self.role is Role.LEADER",
+        seeds=60,
     ),
     Defect(
         5,
@@ -168,6 +176,7 @@ ELECTIONS = (
         "core/quorum.py",
         "all(2 * sum(v in members for v in voters) > len(voters) for voters in majorities)",
         "all(2 * len(members) > len(voters) for voters in majorities)",
+        seeds=60,
     ),
     Defect(
         5,
@@ -176,6 +185,7 @@ ELECTIONS = (
         RAFT,
         "        elif response.term < self.term:\n            # Of",
         "        elif response.term < 0:\n            # Of",
+        seeds=60,
     ),
     Defect(
         5,
@@ -184,6 +194,7 @@ ELECTIONS = (
         RAFT,
         "if self.role is Role.PRE_CANDIDATE and response.term == self.term + 1:",
         "if self.campaign is not None:",
+        seeds=60,
     ),
     Defect(
         5,
@@ -192,6 +203,7 @@ ELECTIONS = (
         "core/quorum.py",
         "2 * sum(v in members for v in voters) > len(voters)",
         "2 * sum(v in members for v in voters) >= len(voters)",
+        seeds=60,
         also=("test_5_2_a_candidate_wins_with_the_votes_of_a_majority",),
     ),
     Defect(
@@ -217,6 +229,7 @@ ELECTIONS = (
         "core/quorum.py",
         "return min((_majority_value(",
         "return max((_majority_value(",
+        seeds=60,
     ),
     Defect(
         6,
@@ -233,6 +246,7 @@ ELECTIONS = (
         LEADER,
         "return quorum_value(self._majorities, matches, 0)",
         "return quorum_value([frozenset().union(*self._majorities)], matches, 0)",
+        seeds=60,
     ),
     Defect(
         6,
@@ -294,6 +308,7 @@ ELECTIONS = (
         "        term = request.term if granted else self.term\n"
         "        if granted:\n"
         "            self._leader_contact = now\n",
+        seeds=60,
     ),
     Defect(
         10,
@@ -311,6 +326,7 @@ ELECTIONS = (
         RAFT,
         "        term = request.term if granted else self.term\n",
         "        term = min(request.term, self.term)\n",
+        seeds=60,
     ),
     Defect(
         11,
@@ -355,6 +371,7 @@ ELECTIONS = (
         RAFT,
         "            self._check_quorum(self.leadership, now)\n",
         "            pass\n",
+        seeds=60,
     ),
     Defect(
         12,
@@ -362,7 +379,8 @@ ELECTIONS = (
         "One member that answers is enough for a leader to lead on.",
         LEADER,
         "        return quorum_value(self._majorities, contacts, now)\n",
-        "        return max(contacts[m] for m in self.progress)\n",
+        "        return max((contacts[m] for m in self.progress), default=now)\n",
+        seeds=60,
     ),
     Defect(
         12,

@@ -31,6 +31,8 @@ ROOT = Path(raftd.__file__).parent
 
 #: The longest that the tests of one defect may take.  A test must fail, not hang.
 PATIENCE_S = 180.0
+#: The longest that all of them may take where there is no defect.
+PATIENCE_WITH_ALL_S = 1800.0
 
 _TEST = re.compile(r"^ +def (test((?:_\d\d)+)_[a-z]\w*)\(", re.MULTILINE)
 _ANY_TEST = re.compile(r"^ +def (test_\w+)\(", re.MULTILINE)
@@ -109,13 +111,13 @@ class Garden:
         # It is told from a newer source by a time in seconds and a length.
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
-    def run_tests(self, tests: Sequence[str]) -> Verdict:
-        return self._run("tests", *tests)
+    def run_tests(self, tests: Sequence[str], patience_s: float = PATIENCE_S) -> Verdict:
+        return self._run(patience_s, "tests", *tests)
 
     def run_seeds(self, count: int) -> Verdict:
-        return self._run("seeds", str(count))
+        return self._run(PATIENCE_S, "seeds", str(count))
 
-    def _run(self, *arguments: str) -> Verdict:
+    def _run(self, patience_s: float, *arguments: str) -> Verdict:
         child = subprocess.Popen(
             [sys.executable, "-m", "raftd.test.defects.child", *arguments],
             cwd=self._work,
@@ -128,7 +130,7 @@ class Garden:
         )
         began = time.monotonic()
         try:
-            output, _ = child.communicate(timeout=PATIENCE_S)
+            output, _ = child.communicate(timeout=patience_s)
         except subprocess.TimeoutExpired:
             # With whatever processes its tests have started.
             os.killpg(child.pid, signal.SIGKILL)

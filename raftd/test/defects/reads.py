@@ -14,6 +14,7 @@ READING = (
         LEADER,
         "self.reads.add(context, max(commit_index, self.term_start_index))",
         "self.reads.add(context, commit_index)",
+        seeds=60,
     ),
     Defect(
         23,
@@ -104,6 +105,7 @@ READING = (
         RAFT,
         "        elif response.term < self.term:\n            # Of",
         "        elif response.term < 0:\n            # Of",
+        seeds=60,
     ),
     Defect(
         26,
@@ -170,6 +172,7 @@ READING = (
         "        self._committed_out = restored\n",
         "        self._committed_out = restored\n"
         "        self.commit_index = self.log.last_index\n",
+        seeds=60,
     ),
     Defect(
         28,

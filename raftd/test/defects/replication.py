@@ -27,6 +27,7 @@ REPLICATION = (
         LEADER,
         'self.term_start_index = self.append(EntryKind.NOOP, (b"",), now)',
         "self.term_start_index = log.last_index",
+        seeds=60,
     ),
     Defect(
         14,
@@ -35,6 +36,7 @@ REPLICATION = (
         RAFT,
         "self.commit_index = max(self.commit_index, index)",
         "self.commit_index = index",
+        seeds=60,
     ),
     Defect(
         15,
@@ -43,6 +45,7 @@ REPLICATION = (
         PROGRESS,
         "self.match_index = max(self.match_index, match_index)",
         "self.match_index = match_index",
+        seeds=60,
     ),
     Defect(
         15,
@@ -68,6 +71,7 @@ REPLICATION = (
         LEADER,
         "        if answer.success:\n",
         "        if answer.match_index:\n",
+        seeds=60,
     ),
     Defect(
         16,
@@ -77,6 +81,7 @@ REPLICATION = (
         "            progress.probe(min(refused, hint + 1), lost=False)\n",
         "            progress.probe(min(refused, hint + 1), lost=False)\n"
         "            progress.match_index = hint\n",
+        seeds=60,
     ),
     Defect(
         17,
@@ -85,6 +90,7 @@ REPLICATION = (
         RAFT,
         "answer = AppendEntriesResponse(self.term, True, verified)",
         "answer = AppendEntriesResponse(self.term, True, self.log.last_index)",
+        seeds=60,
     ),
     Defect(
         17,
@@ -93,6 +99,7 @@ REPLICATION = (
         RAFT,
         "self._answer(sender, answer, request_id, self._write_holding(verified))",
         "self._answer(sender, answer, request_id)",
+        seeds=60,
     ),
     Defect(
         17,
@@ -101,6 +108,7 @@ REPLICATION = (
         RAFT,
         "return self._outbox.last_write + (index > self.log.written_index)",
         "return self._outbox.last_write",
+        seeds=60,
     ),
     Defect(
         17,
@@ -110,6 +118,7 @@ REPLICATION = (
         "        self._writes = deque((number, min(last, kept)) for number, last in "
         "self._writes)\n",
         "",
+        seeds=60,
     ),
     Defect(
         17,
@@ -118,6 +127,7 @@ REPLICATION = (
         LOG,
         "        self.persisted_index = min(self.persisted_index, kept)\n",
         "",
+        seeds=60,
     ),
     Defect(
         17,
@@ -126,6 +136,7 @@ REPLICATION = (
         "core/outbox.py",
         "            self._withdraw(new.term)\n",
         "            pass\n",
+        seeds=60,
     ),
     Defect(
         17,
@@ -147,6 +158,7 @@ REPLICATION = (
         RAFT,
         "        new = self._without_known(request.entries)\n",
         "        new = request.entries\n",
+        seeds=60,
     ),
     Defect(
         18,
@@ -158,6 +170,7 @@ REPLICATION = (
         "        end = request.prev_log_index + len(request.entries)\n"
         "        if not new and self.commit_index <= end < self.log.last_index:\n"
         "            self.log.truncate(end + 1)\n",
+        seeds=60,
     ),
     Defect(
         18,
@@ -174,6 +187,7 @@ REPLICATION = (
         RAFT,
         "                and self.log.term_at(entry.index) != entry.term\n            ):",
         "                and self.log.term_at(entry.index) is None\n            ):",
+        seeds=60,
         also=("test_5_3_a_conflicting_suffix_is_deleted_and_only_that",),
     ),
     Defect(
@@ -192,6 +206,7 @@ REPLICATION = (
         LEADER,
         "        progress.lost = False\n",
         "        pass\n",
+        seeds=60,
     ),
     Defect(
         19,
@@ -208,6 +223,7 @@ REPLICATION = (
         PROGRESS,
         "        self.probing = False\n        self.lost = lost\n",
         "        self.lost = lost\n",
+        seeds=60,
     ),
     Defect(
         19,
@@ -217,6 +233,7 @@ REPLICATION = (
         "        self.commit_sent = 0\n        self.in_flight.clear()\n"
         "        self.bytes_in_flight = 0\n",
         "        self.commit_sent = 0\n",
+        seeds=60,
     ),
     Defect(
         19,
@@ -226,6 +243,7 @@ REPLICATION = (
         "            progress.matched(index)\n\n    def commit_candidate",
         "            progress.match_index = max(progress.match_index, index)\n\n"
         "    def commit_candidate",
+        seeds=60,
     ),
     Defect(
         20,
@@ -239,6 +257,7 @@ REPLICATION = (
         "                and progress.next_index <= self._log.last_index\n"
         "                and progress.may_send()\n"
         "            ):",
+        seeds=60,
     ),
     Defect(
         20,
@@ -249,6 +268,7 @@ REPLICATION = (
         "        index = leadership.append(EntryKind.CONFIGURATION, (data,), now)\n",
         "        index = leadership.append(EntryKind.CONFIGURATION, (data,), now)\n"
         "        leadership.configure(changed, now)\n",
+        seeds=60,
     ),
     Defect(
         20,
@@ -273,6 +293,7 @@ REPLICATION = (
         LEADER,
         "matches[self._member_id] = self._log.persisted_index",
         "matches[self._member_id] = self._log.last_index",
+        seeds=60,
     ),
     Defect(
         21,
@@ -281,6 +302,7 @@ REPLICATION = (
         LEADER,
         "matches[self._member_id] = self._log.persisted_index",
         "matches[self._member_id] = self._log.written_index",
+        seeds=60,
     ),
     Defect(
         21,
@@ -289,6 +311,7 @@ REPLICATION = (
         RAFT,
         "safe = min(self.commit_index, self.log.persisted_index)",
         "safe = self.commit_index",
+        seeds=60,
     ),
     Defect(
         22,
@@ -297,6 +320,7 @@ REPLICATION = (
         LOG,
         "        self.written_index = min(self.written_index, kept)\n",
         "",
+        seeds=60,
     ),
     Defect(
         22,
@@ -305,6 +329,7 @@ REPLICATION = (
         LOG,
         "unwritten = self._entries[self.written_index - self.base_index :]",
         "unwritten = self._entries[self.written_index + 1 - self.base_index :]",
+        seeds=60,
     ),
     Defect(
         22,
@@ -347,6 +372,7 @@ REPLICATION = (
         LEADER,
         "        commit = min(commit_index, progress.match_index)\n",
         "        commit = commit_index\n",
+        seeds=60,
     ),
     Defect(
         56,
@@ -355,6 +381,7 @@ REPLICATION = (
         RAFT,
         "self.log.term_at(request.prev_log_index) != request.prev_log_term",
         "request.prev_log_index > self.log.last_index",
+        seeds=60,
         also=("test_5_3_the_consistency_check",),
     ),
 )
