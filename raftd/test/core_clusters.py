@@ -150,7 +150,9 @@ class Safety:
             return
         self._commits[key] = raft.commit_index
         if raft.role is Role.LEADER:
-            self._check_quorum_holds(node, log.at(raft.commit_index))
+            entry = log.at(raft.commit_index)
+            check(entry.term == raft.term, "a leader commits by an entry of its own term")
+            self._check_quorum_holds(node, entry)
         check(log.base_index <= raft.commit_index, "what was dropped is committed")
         for index in range(max(before, log.base_index) + 1, raft.commit_index + 1):
             entry = log.at(index)
