@@ -87,8 +87,11 @@ class FollowerTests(SynchronousTestCase):
                 self.append(entry(index, size))
         self.assertEqual(index, 10)
         self.assertEqual(self.node.raft.log.last_index, 9)
+        # What it cannot take part without is taken for ever.
+        self.append(entry(10, kind=EntryKind.NOOP))
+        self.assertEqual(self.node.raft.log.last_index, 10)
         self.node.raft.space_changed(True, self.node.time.now)
-        for index in range(10, 40):
+        for index in range(11, 40):
             self.append(entry(index, size))
         answers = messages_to(self.node.take_flushed(), 2)
         self.assertEqual(answers[-1], AppendEntriesResponse(1, True, 39))
@@ -200,10 +203,13 @@ class LeaderTests(SynchronousTestCase):
             for other in (2, 3):
                 self.node.respond(other, HeartbeatResponse(self.node.raft.term, 0))
             self.node.tick()
-            for _ in self.sent(AppendEntries):
+            for to, _ in self.sent(AppendEntries):
                 asked += 1
-        self.assertEqual(asked, 2)
+                self.node.raft.lacks_space(to, self.node.time.now)
+        self.assertIn(asked, (2, 4))
+        self.assertRaises(NoSpace, self.node.propose, b"w")
         self.node.acknowledge(2, self.node.raft.log.last_index)
+        self.node.propose(b"w")
         self.node.propose(b"w")
 
     def test_48_that_is_not_believed_for_ever(self) -> None:
@@ -312,6 +318,26 @@ class ClusterTests(ClusterTestCase):
         answer = self.propose(cluster, name, b"refused")
         cluster.advance(0.5)
         return answer
+
+    def test_48_followers_without_room(self) -> None:
+        """The leader has room, but what it takes on could not be committed: it refuses."""
+        cluster = Cluster(3, Journal)
+        leader = cluster.await_leader()
+        followers = [name for name in cluster.nodes if name != leader]
+        self.fill(cluster, *followers)
+        answers = [
+            self.propose(cluster, leader, b"x" * (MAX_SPARE_BYTES // 5)) for _ in range(10)
+        ]
+        cluster.advance(1.0)
+        self.assertOutcome(self.refused(cluster, leader), NoSpace)
+        self.assertOutcome(self.refused(cluster, followers[0]), NoSpace)
+        self.assertEqual(cluster.await_leader(), leader)
+        self.make_room(cluster, followers[0])
+        cluster.advance(SPACE_RETRY_S + 1)
+        self.written(cluster, followers[1], b"after")
+        # Of those that it had taken on, none was refused afterwards.
+        self.assertEqual([a.outcome for a in answers], [b"%d" % i for i in range(1, 11)])
+        self.assertEqual(cluster.fatal, {})
 
     def test_48_membership_changes_go_on(self) -> None:
         """So that a member can be removed whose disk stays full."""

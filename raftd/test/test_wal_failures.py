@@ -264,8 +264,11 @@ class FullDiskTests(SynchronousTestCase):
         self.assertEqual((self.rig.acknowledged, self.rig.failures), (2, []))
         self.check(2)
         attempts = self.attempts - before
+        # They wait in their order, in whatever groups they came.
+        self.rig.write(None, [entry(6, data=b"6" * 1100)])
+        self.rig.write(None, [entry(7, data=b"7" * 1100)])
         # Not one for each write that waits.
-        self.write(10)
+        self.write(8)
         self.assertEqual(self.attempts - before, attempts)
         self.rig.wal.look_for_space()
         self.rig.run()
@@ -277,6 +280,18 @@ class FullDiskTests(SynchronousTestCase):
         self.check(15)
         self.write(5)
         self.check(20)
+
+    def test_48_a_group_waits_in_its_order(self) -> None:
+        self.write(2)
+        for index in (3, 4, 5):
+            self.rig.write(None, [entry(index, data=b"%d" % index * 400)])
+        self.rig.run()
+        self.assertEqual(self.rig.acknowledged, 2)
+        self.make_room()
+        self.rig.run()
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (5, []))
+        found = recovered(self.rig.disk.power_failure())[1]
+        self.assertEqual([e.data[:1] for e in found[2:]], [b"3", b"4", b"5"])
 
     def test_48_restart_while_it_waits(self) -> None:
         """On the full disk, and again with room."""
