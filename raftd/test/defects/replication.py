@@ -19,6 +19,7 @@ REPLICATION = (
         RAFT,
         "if index > self.commit_index and self.log.term_at(index) == self.term:",
         "if index > self.commit_index:",
+        seeds=60,
     ),
     Defect(
         13,
