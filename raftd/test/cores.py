@@ -270,6 +270,8 @@ class Node:
         self.applied: list[Entry] = [] if latest is None else list(latest.state)
         self.reads: list[tuple[int, int]] = []
         self.lost_reads: list[int] = []
+        #: Reads that wait for a round, and the (term, round) that was there before.
+        self.waiting_reads: dict[int, tuple[int, int]] = {}
         #: Members to which a snapshot is to be sent.
         self.lacking: list[MemberId] = []
         #: The snapshot that is being taken.
@@ -335,7 +337,12 @@ class Node:
         return term_and_index
 
     def read(self, context: int) -> None:
-        self.raft.read_index(context, self.time.now)
+        raft = self.raft
+        at_once = len(raft._reads_out)
+        raft.read_index(context, self.time.now)
+        assert raft.leadership is not None
+        if len(raft._reads_out) == at_once:  # else by a lease
+            self.waiting_reads[context] = (raft.term, raft.leadership.reads.round)
         self._step()
 
     def change(self, *changes: Change, force: bool = False) -> int:
