@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -53,14 +54,15 @@ KEYS = 60
 NEVER = 1 << 20
 
 
-def contents(directory: str) -> dict[str, bytes]:
-    """Every file in it."""
+def contents(directory: str) -> dict[str, str]:
+    """Every file in it, and the digest of what it holds."""
     found = {}
     for root, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(root, name)
             with open(path, "rb") as file:
-                found[os.path.relpath(path, directory)] = file.read()
+                digest = hashlib.sha256(file.read()).hexdigest()
+            found[os.path.relpath(path, directory)] = digest
     return found
 
 
