@@ -320,7 +320,14 @@ class Node:
         self._step()
 
     def receive(self, sender: MemberId, request: Request, request_id: int = 1) -> None:
+        committed = self.raft.commit_index
         self.raft.receive_request(sender, request, request_id, self.time.now)
+        if isinstance(request, AppendEntries):
+            verified = request.prev_log_index + len(request.entries)
+            check(
+                self.raft.commit_index <= max(committed, verified),
+                "a follower commits what the request has verified",
+            )
         self._step()
 
     def respond(self, sender: MemberId, response: Response) -> None:

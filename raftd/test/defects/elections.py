@@ -106,7 +106,7 @@ ELECTIONS = (
         "            self._answer(sender, self._refusal(request), request_id)\n",
         "        if request.term < 0:\n"
         "            self._answer(sender, self._refusal(request), request_id)\n",
-        seeds=60,
+        seeds=200,
     ),
     Defect(
         3,
@@ -255,6 +255,7 @@ ELECTIONS = (
         LEADER,
         "quorum_value(self._majorities, rounds, 0)",
         "quorum_value([frozenset().union(*self._majorities)], rounds, 0)",
+        seeds=60,
     ),
     Defect(
         6,

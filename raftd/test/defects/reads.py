@@ -34,6 +34,7 @@ READING = (
         "            self._confirming.append((self.round, read_index, context))\n"
         "        else:\n"
         "            self._arrived.append((context, read_index))\n",
+        seeds=60,
     ),
     Defect(
         24,
@@ -42,6 +43,7 @@ READING = (
         LEADER,
         "progress.round = max(progress.round, min(answer.round, self.reads.round))",
         "progress.round = self.reads.round",
+        seeds=60,
     ),
     Defect(
         24,
@@ -51,6 +53,7 @@ READING = (
         "        progress.heard_from(now)\n        if answer.success:\n",
         "        progress.heard_from(now)\n        progress.round = self.reads.round\n"
         "        if answer.success:\n",
+        seeds=60,
     ),
     Defect(
         24,
@@ -71,6 +74,7 @@ READING = (
         LEADER,
         "        return self.reads.confirm(quorum_value(self._majorities, rounds, 0))",
         "        return self.reads.confirm(self.reads.round)",
+        seeds=60,
     ),
     Defect(
         25,
@@ -80,6 +84,7 @@ READING = (
         "rounds[self._member_id] = self.reads.round\n"
         "        return self.reads.confirm(quorum_value(self._majorities, rounds, 0))",
         "return self.reads.confirm(max(rounds.values(), default=self.reads.round))",
+        seeds=60,
     ),
     Defect(
         25,

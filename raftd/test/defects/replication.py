@@ -365,6 +365,7 @@ REPLICATION = (
         RAFT,
         "self._commit(min(request.leader_commit, verified))",
         "self._commit(min(request.leader_commit, self.log.last_index))",
+        seeds=360,
     ),
     Defect(
         56,
