@@ -1107,7 +1107,8 @@ class FuzzTests(SynchronousTestCase):
             rpc = commands.RPC_OF_NAME.get(fields[b"_command"])
             self.assertEqual(rpc is None, answer.get(b"_error_code") == b"UNHANDLED")
         for what in asked:
-            assert rpc is not None and isinstance(what, tuple)
+            assert rpc is not None
+            assert isinstance(what, tuple)
             said = rpc.read_request(fields)
             self.assertEqual(type(said), type(question))
             if what[0] == "receive":
