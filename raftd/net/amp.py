@@ -52,6 +52,10 @@ MAX_STRANGERS = 64
 #: Joiners that are being answered; the oldest goes when one more comes.
 MAX_JOINERS = 64
 
+#: Connections of one member for one channel, each made under another name of this
+#: node: more than one while this node is given another name; the oldest goes then.
+MAX_NAMES_OF_NODE = 4
+
 #: Names of which the last refusal is remembered, so that each is logged once.
 MAX_REFUSALS_REMEMBERED = 256
 
@@ -90,9 +94,10 @@ class PeerServerFactory(ServerFactory):
         self.heard_from: Callable[[MemberId], None] | None = None
         # In the order they came.
         self._strangers: dict[PeerServer, None] = {}
-        # A member that connects again has lost the connection it had before,
-        # whatever this end knows of it.
-        self._members: dict[tuple[MemberId, str], PeerServer] = {}
+        # By member, channel, and the name of this node under which it was asked
+        # for.  A member that connects again has lost the connection it had
+        # before, whatever this end knows of it; but not one under another name.
+        self._members: dict[tuple[MemberId, str, str], PeerServer] = {}
         self._joiners: dict[PeerServer, None] = {}
         self._refusals: dict[str, str] = {}
         self._closed = False
@@ -135,12 +140,16 @@ class PeerServerFactory(ServerFactory):
             if len(self._joiners) > MAX_JOINERS:
                 next(iter(self._joiners)).abort("too many nodes that want to join")
             return answer
-        former = self._members.pop((hello.member_id, hello.channel), None)
+        key = key_of(hello)
+        former = self._members.pop(key, None)
         if former is not None:
             former.drop("the peer has made a new connection")
             if hello.channel == RAFT:
                 self._look_for_copies(former, server, hello.name)
-        self._members[hello.member_id, hello.channel] = server
+        under_other_names = [other for other in self._members if other[:2] == key[:2]]
+        if len(under_other_names) >= MAX_NAMES_OF_NODE:
+            self._members.pop(under_other_names[0]).drop("the peer asks for too many names")
+        self._members[key] = server
         if self.heard_from is not None:
             self.heard_from(hello.member_id)
         return answer
@@ -190,14 +199,19 @@ class PeerServerFactory(ServerFactory):
             del self._refusals[next(iter(self._refusals))]
 
 
+def key_of(hello: HelloRequest) -> tuple[MemberId, str, str]:
+    """Of two connections with the same key, the later one takes the place of the other."""
+    return hello.member_id, hello.channel, hello.to_name
+
+
 class PeerServer(BoxConnection):
     """One connection from a peer, of either channel."""
 
     def __init__(self, factory: PeerServerFactory, host: str) -> None:
         super().__init__(factory.clock, host, self._report_abort, self._ended)
         self.host = host
-        #: Whose connection it is, and what for; set by the handshake.
-        self.key: tuple[MemberId, str] = (messages.NOBODY, "")
+        #: Whose connection it is, what for, and to which name; set by the handshake.
+        self.key: tuple[MemberId, str, str] = (messages.NOBODY, "", "")
         #: When it, and those before it, took the place of another; see `_look_for_copies`.
         self.takeovers: list[float] = []
         self.copies_reported_at = -math.inf
@@ -238,7 +252,7 @@ class PeerServer(BoxConnection):
             self._hello_timer = self._clock.callLater(0, self.finish, reason)
             raise
         self.peer_name = hello.name
-        self.key = (hello.member_id, hello.channel)
+        self.key = key_of(hello)
         self.greeted = True
         rpc = self._factory.rpc
         assert rpc is not None

@@ -711,6 +711,23 @@ class RoutingTests(SynchronousTestCase):
         self.assertTrue(first.is_aborted)
         self.assertFalse(second.is_aborted or bulk.is_aborted)
 
+    def test_30_one_under_another_name_does_not(self) -> None:
+        """The node has been given another name, and is found under both."""
+        pair = Pair(connect=False)
+        hellos = [
+            msgspec.structs.replace(HELLO, to_name=f"bob{i}:4002")
+            for i in range(net_amp.MAX_NAMES_OF_NODE + 1)
+        ]
+        first, second, *others = (Served(hello, pair) for hello in hellos[:-1])
+        bulk = Served(BULK_HELLO, pair)
+        self.assertFalse(first.is_aborted or second.is_aborted)
+        again = Served(hellos[1], pair)
+        self.assertEqual((first.is_aborted, second.is_aborted), (False, True))
+        Served(hellos[-1], pair)
+        self.assertTrue(first.is_aborted, "there is no bound")
+        for other in (again, bulk, *others):
+            self.assertFalse(other.is_aborted)
+
     def test_38_two_nodes_with_one_identity_are_found_out(self) -> None:
         """Each in turn takes the place of the other, for as long as both run."""
         pair = Pair(connect=False)

@@ -50,6 +50,7 @@ from raftd.errors import (
     WrongCluster,
 )
 from raftd.interfaces import IPeer
+from raftd.moving import MovingPeer
 from raftd.net import arguments, boxes, join, peers
 from raftd.net.amp import PeerServer, PeerServerFactory
 from raftd.net.arguments import MAX_FORWARDED_COMMANDS, MAX_PAYLOAD_BYTES
@@ -311,6 +312,32 @@ class CallTests(SynchronousTestCase):
         self.assertIsInstance(failure_of(answer), PeerUnreachable)
         self.assertEqual(sent, boxes.MAX_UNSENT_BYTES // (1 << 20) - 1)
         connection.drop("the test is over")
+
+
+class MovingTests(SynchronousTestCase):
+    def test_30_found_under_both_names(self) -> None:
+        """As when a host name becomes an address: nothing is lost, and nobody is suspected."""
+        pair, patience_s = Pair(), 5.0
+        answers = pair.node.open_answers()
+        on_its_way = pair.peer.forward([b"x"], 4000)
+        pair.network.flush()
+        renamed = Member(BOB.id, "bob2:4002")
+        pair.network.listening[renamed.name] = pair.factory
+        moving = MovingPeer(
+            pair.peer, pair.transport.peer(renamed), reactor_time(pair.clock), patience_s
+        )
+        with capturedLogs() as events:
+            for _ in range(30):
+                pair.network.advance(0.1)
+                self.assertTrue(moving.connected)
+            answers[0].callback([b"done"])
+            pair.network.advance(patience_s)
+        self.assertEqual(self.successResultOf(on_its_way), [b"done"])
+        levels = {event["log_level"] for event in events}
+        self.assertLessEqual(levels, {LogLevel.info})
+        self.assertTrue(moving.connected)
+        self.assertEqual(len(pair.network.links), 4)
+        self.assertEqual(len(pair.network.open_links()), 2)
 
 
 class TimeoutTests(SynchronousTestCase):
@@ -869,7 +896,7 @@ class LoopbackTests(TestCase):
         connected.addTimeout(10, reactor)
         await connected
 
-        for end in (peer._raft.connection, factory._members[ALICE.id, "raft"]):
+        for end in (peer._raft.connection, factory._members[ALICE.id, "raft", BOB.name]):
             assert end is not None
             assert end.transport is not None
             handle = end.transport.getHandle()  # type: ignore[attr-defined]
