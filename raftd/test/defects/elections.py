@@ -381,7 +381,6 @@ ELECTIONS = (
         LEADER,
         "        return quorum_value(self._majorities, contacts, now)\n",
         "        return max((contacts[m] for m in self.progress), default=now)\n",
-        seeds=60,
     ),
     Defect(
         12,
