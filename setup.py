@@ -32,7 +32,14 @@ setup(
         "console_scripts": ["raftd = raftd.tap:main", "raftd-rescue = raftd.rescue:main"],
     },
     python_requires=">=3.10",
-    install_requires=["twisted", "treq", "incremental", "msgspec", "httptools"],
+    # The oldest with which the tests pass on Python 3.10 and on 3.13.
+    install_requires=[
+        "twisted>=24.7",  # before it, trial does not wait for cleanups that are coroutines
+        "treq>=24.9.1",  # earlier ones import cgi, which went with Python 3.13
+        "incremental>=24.7.2",  # as the build
+        "msgspec>=0.19",  # the first that is built for Python 3.13
+        "httptools>=0.6.4",  # 0.6.2 lets malformed requests through
+    ],
     extras_require={
         "test": ["hypothesis", "pexpect"],
         "dev": [

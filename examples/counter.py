@@ -64,9 +64,7 @@ async def main(reactor, name, *join):
     os.makedirs(directory, exist_ok=True)
     counter = Counter()
     replica = Replica(reactor, directory, counter, on_fatal=lambda reason: reactor.stop())
-    reactor.addSystemEventTrigger(
-        "before", "shutdown", lambda: Deferred.fromCoroutine(replica.stop())
-    )
+    reactor.addSystemEventTrigger("before", "shutdown", replica.stop)
     try:
         await replica.start(name, join)
     except RaftdError as e:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from raftd.errors import SessionClosed as SessionClosed
     from raftd.errors import SessionExpired as SessionExpired
     from raftd.errors import Stopped as Stopped
+    from raftd.errors import TooStale as TooStale
     from raftd.errors import TransferFailed as TransferFailed
     from raftd.events import Committed as Committed
     from raftd.events import Event as Event
@@ -68,7 +69,7 @@ _NAMES = {
     "errors": (
         "BadAnswer ChangeRefused DidNotHappen Fatal JoinFailed NoLeader NoQuorum NotLeader "
         "OutcomeUnknown Overloaded RaftdError Removed SessionClosed SessionExpired Stopped "
-        "TransferFailed"
+        "TooStale TransferFailed"
     ),
     "events": (
         "Committed Event LeaderChanged MembershipChanged Observer SnapshotRestored "

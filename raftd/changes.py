@@ -83,21 +83,35 @@ class Changes:
             deadline = self._clock.seconds() + left_s
             now = self._clock.seconds()
             index = self._raft.change_membership(changes, now, force=force)
+            is_joint = self._raft.configuration.is_joint
             await self._committed(index, left_s)
-            try:
-                while self._raft.configuration.is_joint:
-                    await self._pause()
-                    index = self._raft.configuration_index
-                    await self._committed(index, deadline - self._clock.seconds())
-            except Superseded:
-                # What is committed already comes about, by whoever leads next.
-                raise _maybe_made() from None
+            if is_joint:
+                await self._left(deadline)
             return self._raft.configuration
 
         def there(peer: IPeer, left_ms: int) -> Deferred[Configuration]:
             return peer.change_membership(changes, force, left_ms)
 
         return self._begin(here, there, timeout_s, forwarded)
+
+    async def _left(self, deadline: float) -> None:
+        """
+        Returns when the joint configuration, which is committed, has been left
+        for good; fails with `OutcomeUnknown` if nobody can say, in time.
+
+        Until then the voters that are let go are needed: whoever hears that
+        they are gone may switch them off.
+        """
+        while self._raft.configuration.is_joint:
+            if self._clock.seconds() >= deadline:
+                raise _maybe_made()
+            await self._pause()
+        try:
+            left_s = deadline - self._clock.seconds()
+            await self._committed(self._raft.configuration_index, left_s)
+        except Superseded:
+            # What is committed already comes about, by whoever leads next.
+            raise _maybe_made() from None
 
     def _committed(self, index: int, timeout_s: float) -> Deferred[None]:
         """

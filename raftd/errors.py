@@ -44,10 +44,22 @@ class NoQuorum(DidNotHappen):
     code = "no_quorum"
 
 
+class TooStale(DidNotHappen):
+    """A read that may be somewhat old: what this node has is older, and nobody confirms it."""
+
+    code = "too_stale"
+
+
 class Overloaded(DidNotHappen):
     """A named bound on waiting work was reached; nothing was changed."""
 
     code = "overloaded"
+
+
+class NoSpace(DidNotHappen):
+    """The disk of a node that is needed for it is full; nothing was changed."""
+
+    code = "no_space"
 
 
 class Superseded(DidNotHappen):
@@ -126,10 +138,10 @@ class TooManyLeases(Overloaded):
     code = "too_many_leases"
 
 
-class NoSpace(DidNotHappen):
+class QuotaReached(DidNotHappen):
     """The store has reached its quota and takes nothing that makes it grow."""
 
-    code = "no_space"
+    code = "quota_reached"
 
 
 class IdempotencyKeyReused(DidNotHappen):

@@ -71,7 +71,8 @@ class Handle:
     def read_recent(self, max_staleness_s: float) -> Deferred[None]:
         """
         Likewise, but what was acknowledged in the last `max_staleness_s`
-        seconds may be missing; often fires at once.
+        seconds may be missing; often fires at once.  `TooStale` if this node's
+        state is older than that, and cannot be confirmed.
         """
         return _deferred(lambda done: self.node.read_recent(max_staleness_s, done))
 

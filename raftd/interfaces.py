@@ -125,7 +125,11 @@ class ILogStorage(Interface):
     entries: Sequence[Entry] = Attribute("The entries recovered when opened; see `start`.")
     commit_index: int = Attribute("The greatest that any recovered write carried; 0 if none.")
 
-    def start(persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+    def start(
+        persisted: Callable[[int], None],
+        failed: Callable[[Fatal], None],
+        space: Callable[[bool], None] | None = None,
+    ) -> None:
         """
         Begin; called once, before the first `write`.
 
@@ -134,7 +138,16 @@ class ILogStorage(Interface):
         `persisted(number)` is called after every write up to `number` is
         durable, in growing order; numbers may be skipped.  `failed(reason)` is
         called at most once, and `persisted` never after it.
+
+        `space(False)` is called when there is no room for more than what is
+        set aside already, and `space(True)` when there is room again.  What is
+        set aside is for the hard state and entries without commands; writes
+        beyond it wait for room, neither durable nor failed.  Without `space`
+        they fail.
         """
+
+    def look_for_space() -> None:
+        """Look again for room; returns at once, and what was found comes by `space`."""
 
     def write(
         number: int,
@@ -177,14 +190,19 @@ class ISnapshotStore(Interface):
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
 
-    def recover(machine: IStateMachine, log_base_index: int | None = None) -> None:
+    def recover(
+        machine: IStateMachine,
+        log_base_index: int | None = None,
+        log_entries: Sequence[Entry] = (),
+    ) -> None:
         """
         Restore `machine` from the newest snapshot, if there is one.  Blocks.
 
         Called once, before the reactor does anything else with the node.
         `DirectoryDamaged` if it cannot be read, or if the log, whose base
-        index may be given, begins behind it.  A damaged snapshot is passed
-        over only if it is known that the log reaches back to the one before.
+        index and entries may be given, begins behind it.  A damaged snapshot
+        is passed over only if it is known that the log leads from the one
+        before to its last entry.
         """
 
     def create(metadata: SnapshotMetadata) -> ISnapshotWriter:
@@ -407,6 +425,9 @@ class INode(Interface):
         """
         Like `read`, but writes acknowledged within the last `max_staleness_s`
         seconds may be missing; often answered at once.
+
+        `TooStale` if what is here is older and cannot be confirmed within the
+        request timeout; it says how old it is.
         """
 
     def ask_leader(question: bytes, done: Done[bytes]) -> None:
@@ -568,9 +589,10 @@ class ISetup(Interface):
         """
         Check `name`, resolve its host and bind its port.
 
-        `BadAnswer` if it is no `host:port`, not the recorded name, not an
-        address of this machine, beyond loopback without leave, or in use.
-        Nothing is written.  After a failure it may be called again.
+        `BadAnswer` if it is no `host:port`, neither the recorded name nor the
+        one that the cluster has given to this member since, not an address of
+        this machine, beyond loopback without leave, or in use.  Nothing is
+        written but such a new name.  After a failure it may be called again.
         """
 
     def initialize() -> Deferred[None]:

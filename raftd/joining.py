@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 from raftd.core.membership import Promote
 from raftd.core.messages import Member
 from raftd.errors import (
+    BadAnswer,
     ChangeInProgress,
     ChangeRefused,
     Fatal,
@@ -27,6 +28,7 @@ from raftd.errors import (
     NoLeaderYet,
     NotCaughtUp,
     RaftdError,
+    RemovedFromCluster,
 )
 from raftd.net.join import JoinAnswer, request_join
 from raftd.node import Node
@@ -80,6 +82,54 @@ async def ask_to_join(
         except RaftdError as e:
             reasons.append(str(e))
     raise JoinFailed(" ".join(dict.fromkeys(reasons)))
+
+
+async def confirm_name(
+    reactor: IReactorTime,
+    endpoint_for: EndpointFor,
+    servers: Sequence[str],
+    me: Member,
+    name: str,
+    cluster_id: int,
+) -> None:
+    """
+    Make sure that the cluster calls the member `me` by another `name` now.
+
+    `servers` are the other members, or were once; they are asked in order, and
+    the leader answers.  `BadAnswer` if it is not so, or if none could say.
+    """
+    mine = f"This directory belongs to {me.name}"
+    renaming = f'PATCH /members/{me.name} with {{"name": "{name}"}}'
+    if not servers:
+        raise BadAnswer(
+            f"{mine}, the only member of its cluster; it cannot be used as {name}. Start it "
+            f"as {me.name}, and give it the new name then: {renaming}."
+        )
+    reasons = []
+    for server in servers:
+        # To join under the name that one has already changes nothing.
+        renamed = Member(me.id, name)
+        try:
+            await request_join(
+                reactor, endpoint_for(server), server, renamed, cluster_id, JOIN_TIMEOUT_S
+            )
+            return
+        except RemovedFromCluster as e:
+            raise BadAnswer(f"{mine}. {e}") from None
+        except ChangeInProgress as e:
+            reasons.append(str(e))
+        except ChangeRefused as e:
+            raise BadAnswer(
+                f"{mine}; it cannot be used as {name}. {e} To move a member, give it its new "
+                f"name first, at any member that runs: {renaming}."
+            ) from None
+        except RaftdError as e:
+            reasons.append(str(e))
+    raise BadAnswer(
+        f"{mine}, and no other member could say whether it is called {name} now. "
+        f"{' '.join(dict.fromkeys(reasons))} Try again; or start it as {me.name}, listening "
+        "at its new address: it takes note of its new name by itself."
+    )
 
 
 async def _probe_for_leader(

@@ -107,7 +107,15 @@ def listen(
             f"This machine has no address {' or '.join(addresses)}. Give a name that leads to "
             "this machine, or where to listen with --listen."
         )
+    where = " and ".join(_show(port.getHost()) for port in ports)
+    _log.info("Listening on {where}.", where=where)
     return ports
+
+
+def _show(address: Any) -> str:
+    """An address and a port as they stand in a URL."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
 
 
 def _why_not(address: str, port: int, reason: int | None, error: CannotListenError) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TextIO, cast
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
@@ -25,6 +26,10 @@ MAX_HELD = 1_000
 ROTATE_LENGTH = 16 * 1024 * 1024
 #: ...and so many older ones are kept.
 MAX_ROTATED_FILES = 4
+
+#: What Twisted itself says of each port, once for each address: `raftd.listening`
+#: says it better, once.
+_of_a_port = re.compile(r"\w+ starting on \d+|\(TCP Port \d+ Closed\)").fullmatch
 
 ObserverFactory = Callable[[TextIO], ILogObserver]
 
@@ -49,6 +54,8 @@ class HeldLog:
         self._lock = threading.RLock()
 
     def __call__(self, event: LogEvent) -> None:
+        if event.get("log_namespace") == "log_legacy" and _of_a_port(formatEvent(event)):
+            return
         with self._lock:
             if self._dropped:
                 self._tell_dropped()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from raftd.core.membership import Change, Configuration
@@ -22,21 +23,36 @@ class MovingPeer:
     A change of name takes effect at once, and the member is still where it
     was: were it not asked there any more, it would never hear of its new name.
 
-    Invariant: `_former` is None once `_new` has been connected.
+    It may answer under both.  So for a while its former connection stays for
+    the answers that are on their way there: a write would else be unknown.
+
+    Invariant: `_former` is None from `patience_s` after `_new` was connected.
     """
 
-    def __init__(self, former: IPeer, new: IPeer) -> None:
+    def __init__(
+        self, former: IPeer, new: IPeer, clock: IReactorTime, patience_s: float
+    ) -> None:
+        """Whatever the former one is asked ends within `patience_s` seconds."""
         self.member = new.member
         self._former: IPeer | None = former
         self._new = new
+        self._clock = clock
+        self._patience_s = patience_s
+        #: Runs from when the member was found under its new name.
+        self._farewell: IDelayedCall | None = None
 
     def _answering(self) -> IPeer:
-        if self._former is not None:
-            if not self._new.connected:
-                return self._former
-            former, self._former = self._former, None
-            former.close()
+        if self._former is None or self._farewell is not None:
+            return self._new
+        if not self._new.connected:
+            return self._former
+        self._farewell = self._clock.callLater(self._patience_s, self._leave_former)
         return self._new
+
+    def _leave_former(self) -> None:
+        former, self._former = self._former, None
+        if former is not None:
+            former.close()
 
     @property
     def connected(self) -> bool:
@@ -69,6 +85,8 @@ class MovingPeer:
         return self._answering().transfer(successor, timeout_ms)
 
     def close(self) -> Deferred[None]:
+        if self._farewell is not None and self._farewell.active():
+            self._farewell.cancel()
         former, self._former = self._former, None
         peers = [self._new] if former is None else [former, self._new]
         return gatherResults([peer.close() for peer in peers]).addCallback(lambda _: None)

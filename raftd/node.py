@@ -43,11 +43,13 @@ from raftd.errors import (
     InvariantViolated,
     NoLeader,
     NoQuorum,
+    NoSpace,
     NotLeader,
     ProtocolViolation,
     RaftdError,
     Removed,
     Stopped,
+    TooStale,
 )
 from raftd.events import (
     Committed,
@@ -78,6 +80,9 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 #: How long a member that was removed goes on, and the others stay connected to
 #: it, for the answers that it owes.
 FAREWELL_S = 0.5
+
+#: How often it is tried, while the disk is full, whether there is room again.
+SPACE_RETRY_S = 2.0
 
 
 class _Seen:
@@ -153,6 +158,9 @@ class Node:
         self._timer: IDelayedCall | None = None
         #: The end of a member that was removed.
         self._farewell: IDelayedCall | None = None
+        #: While the disk is full: when storage looks for room again.
+        self._space_timer: IDelayedCall | None = None
+        self._has_space = True
 
         self._observers: list[Observer] = []
         self._seen = _Seen(self._raft.term)
@@ -197,7 +205,7 @@ class Node:
     def start(self) -> None:
         """Begin: storage must have been opened, and peers may now call."""
         self._running = True
-        self._storage.start(self._persisted, self.fail)
+        self._storage.start(self._persisted, self.fail, self._space_changed)
         self._wake()
 
     def stop(self) -> Deferred[None]:
@@ -236,7 +244,8 @@ class Node:
     def _halt(self) -> None:
         self._running = False
         farewells = [timer for _, timer in self._departing.values()]
-        for call in (self._turn_call, self._timer, self._farewell, *farewells):
+        timers = (self._timer, self._farewell, self._space_timer)
+        for call in (self._turn_call, *timers, *farewells):
             if call is not None and call.active():
                 call.cancel()
         self._router.stop()
@@ -265,8 +274,22 @@ class Node:
         """See `INode.read_recent`."""
         if self._clock.seconds() - self._router.fresh_at <= max_staleness_s:
             done(None)
-        else:
-            self.read(done)
+            return
+
+        def confirmed(outcome: RaftdError | None) -> None:
+            if isinstance(outcome, NoLeader | NoQuorum):
+                outcome = self._too_stale(max_staleness_s, outcome)
+            done(outcome)
+
+        self.read(confirmed)
+
+    def _too_stale(self, max_staleness_s: float, reason: RaftdError) -> TooStale:
+        age_s = self._clock.seconds() - self._router.fresh_at
+        since = "not since it started" if age_s == math.inf else f"{age_s:.3f} s ago"
+        return TooStale(
+            f"What {self.member.name} has was last confirmed to be up to date {since}, and at "
+            f"most {max_staleness_s:.3f} s was asked for. {reason}"
+        )
 
     def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
         """See `INode.ask_leader`."""
@@ -384,6 +407,27 @@ class Node:
                 self._defect(Failure())
             self._wake()
 
+    def _space_changed(self, is_left: bool) -> None:
+        """Storage has no room for more commands, or has room again."""
+        if not self._running:
+            return
+        if is_left:
+            self._log.info("There is room on the disk again: writes are taken.")
+        else:
+            self._log.error("The disk is full: no writes are taken until there is room again.")
+            self._look_for_space()
+        self._raft.space_changed(is_left, self._clock.seconds())
+        self._has_space = is_left
+        self._wake()
+
+    def _look_for_space(self) -> None:
+        self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
+
+    def _space_due(self) -> None:
+        if not self._has_space:
+            self._look_for_space()
+            self._storage.look_for_space()
+
     # -- members and the leader ----------------------------------------------
 
     def _follow_configuration(self) -> None:
@@ -403,7 +447,9 @@ class Node:
                 self._peers[member.id] = self._transport.peer(member)
             elif former.member != member:
                 peer = self._transport.peer(member)
-                self._peers[member.id] = MovingPeer(former, peer)
+                self._peers[member.id] = MovingPeer(
+                    former, peer, self._clock, self._request_timeout_s
+                )
 
     def _let_go(self, member_id: MemberId) -> None:
         """Disconnect from a former member, unless it still leads."""
@@ -524,9 +570,13 @@ class Node:
 
     def _peer_lost(self, member_id: MemberId, failure: Failure) -> None:
         failure.trap(RaftdError)
-        if self._running:
+        if not self._running:
+            return
+        if failure.check(NoSpace):
+            self._raft.lacks_space(member_id, self._clock.seconds())
+        else:
             self._raft.unreachable(member_id)
-            self._wake()
+        self._wake()
 
     def _defect(self, failure: Failure) -> None:
         """An error that nothing above has expected."""
@@ -545,6 +595,9 @@ class Node:
         try:
             self._raft.receive_request(sender, request, request_id, self._clock.seconds())
         except ProtocolViolation as e:
+            return fail(e)
+        except NoSpace as e:
+            self._wake()  # whoever sent it has been heard
             return fail(e)
         except Exception:
             self._defect(Failure())

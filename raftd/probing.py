@@ -18,7 +18,7 @@ from twisted.internet.error import (
     DNSLookupError,
     TimeoutError,
 )
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
@@ -90,7 +90,7 @@ def _read(server: str, code: int, body: bytes) -> ServerStatus:
             if reason == "overloaded":
                 raise JoinFailed(f"{server} is too busy to answer; try again.")
         status = msgspec.json.decode(body, type=ServerStatus)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise JoinFailed(_foreign(server)) from None
     if status.leader is None:
         raise NoLeaderYet(
@@ -123,15 +123,19 @@ async def _get_status(
     return response.code, await body.whole
 
 
-@implementer(IAgentEndpointFactory)
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Only:
-    """Leads everywhere to one endpoint."""
+    """Leads everywhere to one endpoint, and says nothing of it to the log."""
 
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
 
     def endpointForURI(self, uri: object) -> IStreamClientEndpoint:
-        return self._endpoint
+        return self
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        protocolFactory.noisy = False  # type: ignore[attr-defined]
+        return self._endpoint.connect(protocolFactory)
 
 
 class _Body(Protocol):

@@ -32,14 +32,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from raftd.clock import warn_unless_monotonic
-from raftd.core.membership import Configuration, encode_configuration
+from raftd.core.membership import (
+    Configuration,
+    configurations_in,
+    encode_configuration,
+)
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
 from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped
 from raftd.events import Event, MembershipChanged
 from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, Recovered, Stage
-from raftd.joining import Probe, ask_to_join, become_member, pause
+from raftd.joining import Probe, ask_to_join, become_member, confirm_name, pause
 from raftd.listening import check_exposure, close, listen, resolve
 from raftd.names import canonical_name, split_name
 from raftd.net.amp import PeerServerFactory
@@ -131,6 +135,8 @@ class Replica(Handle):
         #: The step that was begun last, and whether it is too late for any.
         self._step: Deferred[Any] | None = None
         self._is_stopping = False
+        #: What the log calls this member until it has the change of its name.
+        self._former_name = ""
         #: When the members that were removed last are turned away.
         self._farewell: IDelayedCall | None = None
         self._peer_identity = LocalIdentity()
@@ -157,17 +163,57 @@ class Replica(Handle):
         identity = self._directory.identity
         return "" if identity is None else identity.name
 
-    def check_name(self, name: str) -> None:
-        """`BadAnswer` if `name` is none, or not the one that the directory belongs to."""
+    def check_name(self, name: str) -> Deferred[None]:
+        """
+        Make sure that the directory may be used as `name`: it is nobody's, or
+        belongs to that member.
+
+        It may have been given that name while it was down: the other members
+        are asked, and it is recorded.  `BadAnswer` if it is no name, or not
+        its own, or if nobody could say so.
+        """
+        return self._take(self._check_name(name))
+
+    async def _check_name(self, name: str) -> None:
         name = canonical_name(name)
-        if self.recorded_name and name != self.recorded_name:
+        if name == self.recorded_name or not self.recorded_name:
+            return
+        if self.stage is not Stage.MEMBER:
             raise BadAnswer(
                 f"This directory belongs to {self.recorded_name}; it cannot be used as {name}."
             )
+        me = self._member()
+        # Before it takes part: it may be the copy of a directory, and a second
+        # node under one id could give a second vote.
+        await confirm_name(
+            self._reactor,
+            self._endpoint_for,
+            self._known_names(),
+            me,
+            name,
+            self._identity.cluster_id,
+        )
+        self._former_name = me.name
+        self._record(name=name)
+        self._log.info("{old} is called {name} now.", old=me.name, name=name)
+
+    def _known_names(self) -> list[str]:
+        """The names of the other members, as far as the disk knows; the latest first."""
+        log = self._recovered_log()
+        newest = self._recovered_snapshots(log).latest
+        known = [] if newest is None else [newest.configuration]
+        known += [configuration for _, configuration in configurations_in(log.entries)]
+        names = dict.fromkeys(
+            member.name
+            for configuration in reversed(known)
+            for member in configuration.members().values()
+            if member.id != self._identity.member_id
+        )
+        return list(names)
 
     # -- all at once ---------------------------------------------------------------
 
-    async def start(
+    def start(
         self,
         name: str,
         join: Sequence[str] = (),
@@ -175,33 +221,33 @@ class Replica(Handle):
         learner: bool = False,
         insecure: bool = False,
         listen: bool = True,
-    ) -> None:
+    ) -> Deferred[None]:
         """
-        Become a member called `name`, or go on being one; returns when it serves.
+        Become a member called `name`, or go on being one; fires when it serves.
 
         In a new directory: of a new cluster, or, with `join`, of the one that
         has these members.  `listen` false: the program puts `peer_factory` on a
         port itself, before.  Errors as of the single steps; `Stopped` if `stop`
         was called meanwhile.
         """
-        await self._unless_stopped(self._start(name, join, learner, insecure, listen))
+        return self._take(self._start(name, join, learner, insecure, listen))
 
     async def _start(
         self, name: str, join: Sequence[str], learner: bool, insecure: bool, listen: bool
     ) -> None:
         self.open()
-        self.check_name(name)
+        await self._check_name(name)
         if listen:
-            await self.listen(name, insecure=insecure)
+            await self._listen(name, insecure)
         if self.stage is Stage.MEMBER:
-            await self.recover()
+            await self._recover()
         elif self.stage is Stage.JOINING or join:
-            await self.join(name, join, learner=learner)
+            await self._join(name, join, learner)
         else:
-            await self.initialize(name)
+            await self._initialize(name)
 
-    def _unless_stopped(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
-        """Take a step that `stop` breaks off."""
+    def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Take a step, which `stop` breaks off."""
         taken = self._step = begin(step)
 
         def ended(result: T | Failure) -> T | Failure:
@@ -212,13 +258,16 @@ class Replica(Handle):
 
         return taken.addBoth(ended)
 
-    async def listen(self, name: str, *, insecure: bool = False) -> None:
+    def listen(self, name: str, *, insecure: bool = False) -> Deferred[None]:
         """
         Listen for other members where `name` leads, and for nothing else.
 
         `BadAnswer` if that is not possible, or, unless `insecure`, if others
         than this machine could connect: nothing is encrypted.
         """
+        return self._take(self._listen(name, insecure))
+
+    async def _listen(self, name: str, insecure: bool) -> None:
         host, port = split_name(name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
@@ -227,8 +276,11 @@ class Replica(Handle):
 
     # -- a new cluster -------------------------------------------------------------
 
-    async def initialize(self, name: str) -> None:
+    def initialize(self, name: str) -> Deferred[None]:
         """For NEW and INITIALIZING: become a new cluster of one."""
+        return self._take(self._initialize(name))
+
+    async def _initialize(self, name: str) -> None:
         if self._directory.identity is None:
             name = canonical_name(name)
             self._directory.save(
@@ -245,14 +297,16 @@ class Replica(Handle):
 
     # -- a new member --------------------------------------------------------------
 
-    async def join(self, name: str, servers: Sequence[str], *, learner: bool = False) -> None:
+    def join(
+        self, name: str, servers: Sequence[str], *, learner: bool = False
+    ) -> Deferred[None]:
         """
         For NEW and JOINING: join the cluster of `servers`, or of those recorded.
 
-        Returns when this node is a voter, or a learner, whose log has caught
+        Fires when this node is a voter, or a learner, whose log has caught
         up.  `JoinFailed` says why not; it may then be called again.
         """
-        await self._unless_stopped(self._join(name, servers, learner))
+        return self._take(self._join(name, servers, learner))
 
     async def _join(self, name: str, servers: Sequence[str], learner: bool) -> None:
         name, asked = canonical_name(name), tuple(map(canonical_name, servers))
@@ -292,8 +346,11 @@ class Replica(Handle):
 
     # -- a restart -----------------------------------------------------------------
 
-    async def recover(self) -> Recovered:
+    def recover(self) -> Deferred[Recovered]:
         """For MEMBER: start from what the directory holds."""
+        return self._take(self._recover())
+
+    async def _recover(self) -> Recovered:
         log = self._recovered_log()
         recovered = Recovered(self.recorded_name, log.hard_state.term, len(log.entries))
         self._run_node()
@@ -334,6 +391,13 @@ class Replica(Handle):
             )
         return self._wal
 
+    def _recovered_snapshots(self, log: Wal) -> SnapshotStore:
+        if self._snapshots is None:
+            snapshots = SnapshotStore(self._directory.snapshots_path, self._reactor)
+            snapshots.recover(self._machine, log.base_index, log.entries)
+            self._snapshots = snapshots
+        return self._snapshots
+
     def _endpoint_for(self, name: str) -> IStreamClientEndpoint:
         """Where the member called `name` listens."""
         host, port = split_name(name)
@@ -344,10 +408,7 @@ class Replica(Handle):
         if self._node is not None:
             return self._node
         log = self._recovered_log()
-        snapshots = self._snapshots = SnapshotStore(
-            self._directory.snapshots_path, self._reactor
-        )
-        snapshots.recover(self._machine, log.base_index)
+        snapshots = self._recovered_snapshots(log)
         clock: IReactorTime = self._reactor
         random = SystemRandom()
         member, options = self._member(), self._options
@@ -395,7 +456,10 @@ class Replica(Handle):
             # Not at once: it may be the leader, with answers to give.
             self._farewell = self._reactor.callLater(FAREWELL_S, self._turn_away)
         me = configuration.members().get(self._identity.member_id)
-        if me is not None and me.name != self._identity.name:
+        if me is None or me.name == self._former_name:
+            return
+        self._former_name = ""
+        if me.name != self._identity.name:
             self._record(name=me.name)
             self._log.warn(
                 "This member is called {name} now: start it again under that name.",
@@ -406,12 +470,15 @@ class Replica(Handle):
         self._farewell = None
         self._peer_identity.removed = frozenset(self.node.committed_configuration.removed)
 
-    async def open_session(self) -> Session:
+    def open_session(self) -> Deferred[Session]:
         """A session, for operations that must be applied exactly once (thesis 6.3)."""
-        return await Session.open(self.node, self._reactor)
+        return Session.open(self.node, self._reactor)
 
-    async def stop(self) -> None:
-        """Hand leadership over, flush, disconnect and unlock; returns when that is done."""
+    def stop(self) -> Deferred[None]:
+        """Hand leadership over, flush, disconnect and unlock; fires when that is done."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         self._is_stopping = True
         if self._step is not None:
             self._step.cancel()
@@ -422,7 +489,10 @@ class Replica(Handle):
         await close(ports)
         if self._node is not None:
             await self._node.stop()
-        elif self._wal is not None:
-            await self._wal.close()
+        else:
+            if self._snapshots is not None:
+                await self._snapshots.close()
+            if self._wal is not None:
+                await self._wal.close()
         self.peer_factory.close()
         self._directory.close()

@@ -32,7 +32,9 @@ from raftd.core.messages import Command, Entry, EntryKind, HardState, Member
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import BadAnswer, Fatal, RaftdError
 from raftd.interfaces import IRestore, IStateMachine, Stage
+from raftd.storage import recovery
 from raftd.storage.directory import DataDirectory, draw_id
+from raftd.storage.files import Files
 from raftd.storage.snapshots import SnapshotStore
 from raftd.storage.wal import Wal
 
@@ -84,7 +86,11 @@ class _BlindRestore:
 
 
 class Survivor:
-    """A member's directory, opened without its node."""
+    """
+    A member's directory, opened without its node.
+
+    Until `go_on_alone` nothing in it is changed: not even repaired.
+    """
 
     def __init__(self, path: str) -> None:
         """`RaftdError` if it is in use, damaged, or no member's."""
@@ -93,34 +99,51 @@ class Survivor:
         self._calls = _Calls()
         self._wal: Wal | None = None
         try:
-            self._open(path)
+            self._look(path)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, path: str) -> None:
+    def _look(self, path: str) -> None:
         identity = self._directory.identity
-        if identity is None or identity.stage is not Stage.MEMBER:
-            raise BadAnswer(f"{path} is not the directory of a member of a cluster.")
+        if identity is None or not identity.log_created:
+            raise _no_member(path)
         self.identity = identity
-        snapshots = SnapshotStore(
-            self._directory.snapshots_path,
-            self._calls,  # type: ignore[arg-type]
-        )
-        wal = self._wal = Wal.open(
-            self._directory.log_path,
-            identity.member_id,
-            reactor=self._calls,  # type: ignore[arg-type]
-        )
-        snapshots.recover(_Blind(), wal.base_index)
-        snapshot = snapshots.latest or SnapshotMetadata(0, 0, Configuration(), 0)
-        self._term = wal.hard_state.term
-        self._log = Log(wal.entries, wal.base_index, wal.base_term)
-        self._log.fit(snapshot)
+        log = recovery.look(Files(), self._directory.log_path, identity.member_id)
+        newest = self._snapshots().look(_Blind(), log.base_index, log.entries)
+        snapshot = newest or SnapshotMetadata(0, 0, Configuration(), 0)
+        self._term = log.hard_state.term
+        self._log = Log(log.entries, log.base_index, log.base_term)
+        self._log.fit(snapshot, log.commit_index)
         history = ConfigurationHistory(snapshot.configuration, snapshot.last_included_index)
         behind = self._log.entries(snapshot.last_included_index + 1, self._log.last_index)
         history.append(configurations_in(behind))
         self.configuration = history.latest
+        # A voter may have crashed before it recorded that it is a member.
+        self._has_vote = self.configuration.is_voter(identity.member_id)
+        if identity.stage is not Stage.MEMBER and not (
+            identity.stage is Stage.JOINING and self._has_vote
+        ):
+            raise _no_member(path)
+
+    def _snapshots(self) -> SnapshotStore:
+        return SnapshotStore(
+            self._directory.snapshots_path,
+            self._calls,  # type: ignore[arg-type]
+        )
+
+    def _repair(self) -> None:
+        """
+        Open log and snapshots as a start does.
+
+        What a crash has left is put right, and what was looked at is durable.
+        """
+        wal = self._wal = Wal.open(
+            self._directory.log_path,
+            self.identity.member_id,
+            reactor=self._calls,  # type: ignore[arg-type]
+        )
+        self._snapshots().recover(_Blind(), wal.base_index, wal.entries)
 
     def account(self) -> str:
         """What is there, what becomes of it, and what may be lost, for a person to read."""
@@ -152,8 +175,9 @@ class Survivor:
         The new id is durable first: a crash before the new configuration is
         leaves a node that the former others refuse, and this can be repeated.
         """
+        self._repair()
         cluster_id = draw_id()
-        self._directory.change_cluster(cluster_id)
+        self._directory.change_cluster(cluster_id, has_vote=self._has_vote)
         identity = self.identity
         me = Member(identity.member_id, identity.name)
         known = {*self.configuration.members(), *self.configuration.removed}
@@ -187,6 +211,10 @@ class Survivor:
             self._wal.close().addBoth(closed.append)
             self._calls.run_until(lambda: closed)
         self._directory.close()
+
+
+def _no_member(path: str) -> BadAnswer:
+    return BadAnswer(f"{path} is not the directory of a member of a cluster.")
 
 
 class Options(usage.Options):

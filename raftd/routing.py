@@ -26,6 +26,7 @@ from raftd.errors import (
     BadRequest,
     DidNotHappen,
     NoLeader,
+    NoSpace,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
@@ -224,7 +225,7 @@ class Router:
     def _propose_batch(self, batch: list[Request], now: float) -> None:
         try:
             term, first = self._raft.propose([r.data for r in batch], now)
-        except Overloaded as e:
+        except (NoSpace, Overloaded) as e:
             for request in batch:
                 self._requests.answer(request, e)
             return

@@ -7,7 +7,7 @@ order in which the dialogue, or the options in its place, ask for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -92,18 +92,18 @@ class Server:
     def recorded_name(self) -> str:
         return self._replica.recorded_name
 
-    def _take(self, step: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
-        """Take a step, which `stop` can break off."""
-        self._step = taken = begin(step)
-        return taken
+    def _take(self, step: Deferred[T]) -> Deferred[T]:
+        """Keep a step that was begun, which `stop` can break off."""
+        self._step = step
+        return step
 
     def take_name(self, name: str) -> Deferred[None]:
         """See `ISetup.take_name`."""
-        return self._take(self._take_name(name))
+        return self._take(begin(self._take_name(name)))
 
     async def _take_name(self, name: str) -> None:
         name = canonical_name(name)
-        self._replica.check_name(name)
+        await self._replica.check_name(name)
         host, port = split_name(self._options.listen or name)
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)

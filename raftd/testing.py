@@ -146,7 +146,7 @@ class Cluster(Generic[Machine]):
         settings = options.settings()
         machine = self.machines[name] = self._make_state_machine()
         sessions = machine if isinstance(machine, Sessions) else Sessions(machine)
-        self.snapshots[name].recover(sessions, log.base_index)
+        self.snapshots[name].recover(sessions, log.base_index, log.entries)
         transport = MemoryTransport(self.network, member.id, settings.election_timeout_s)
         node = self.nodes[name] = Node(
             self.clock,

@@ -22,6 +22,7 @@ from raftd.core.messages import (
     EntryKind,
     Heartbeat,
     HeartbeatResponse,
+    Member,
     MemberId,
     Request,
     TimeoutNow,
@@ -30,9 +31,11 @@ from raftd.core.progress import Progress, ProgressState
 from raftd.core.quorum import Majorities, has_quorum, quorum_value
 from raftd.core.reads import MAX_READS_WAITING, ReadQueue
 from raftd.core.settings import Settings
+from raftd.core.space import NO_SPACE_TIMEOUTS
 from raftd.errors import (
     ChangeInProgress,
     ChangeRefused,
+    NoSpace,
     NotCaughtUp,
     NotLeader,
     Overloaded,
@@ -91,8 +94,10 @@ class Leadership:
         #: A successor was told to campaign, at a time of its own choosing, and
         #: no follower will make it wait.
         self._lease_broken = False
-        #: It has no vote any more, and steps down when all its entries are committed.
-        self.is_retiring = False
+        #: Members whose disks are full, as they said, and until when that is believed.
+        self._full: dict[MemberId, float] = {}
+        #: It is asked again an election timeout later, so long before that.
+        self._full_pause_s = (NO_SPACE_TIMEOUTS - 1) * settings.election_timeout_s
         self.reads = ReadQueue()
         #: (first index, last index of the log) of the batch that was sent last.
         self._batch_key = (0, 0)
@@ -111,10 +116,14 @@ class Leadership:
     def configure(self, configuration: Configuration, now: float) -> None:
         """Follow a configuration that has just taken effect."""
         self._majorities = configuration.majorities()
+        #: Without a vote it leads until that is committed, and then steps down.
+        self._is_voter = configuration.is_voter(self._member_id)
+        #: Who may lead next: who is on the way out would have to hand over again.
+        self._incoming = frozenset(m.id for m in configuration.voters)
         others = configuration.members().keys() - {self._member_id}
         for member_id in self.progress.keys() - others:
             del self.progress[member_id]
-        if self._successor not in configuration.voter_ids():
+        if self._successor not in self._incoming:
             self.end_transfer()
         for member_id in sorted(others - self.progress.keys()):
             self.progress[member_id] = Progress(self._log.last_index + 1, now)
@@ -134,21 +143,31 @@ class Leadership:
         if commit_index < self.term_start_index:
             raise ChangeInProgress("The leader has only just been elected. Try again.")
         voters = frozenset[MemberId]().union(*self._majorities)
+        members = changed.members()
         for member_id in sorted(changed.voter_ids() - voters):
-            self._check_caught_up(member_id, configuration_index, commit_index)
+            self._check_caught_up(members[member_id], configuration_index, commit_index)
         if not force:
             self._check_live(changed.majorities(), now)
 
     def _check_caught_up(
-        self, member_id: MemberId, configuration_index: int, commit_index: int
+        self, member: Member, configuration_index: int, commit_index: int
     ) -> None:
-        progress = self.progress.get(member_id)
+        progress = self.progress.get(member.id)
         match_index = 0 if progress is None else progress.match_index
         behind = commit_index - match_index
         # A short log is no sign of life: it must have answered as a learner.
         silent = match_index < max(configuration_index, 1)
-        if behind > MAX_PROMOTION_LAG_ENTRIES or silent:
-            raise NotCaughtUp(f"It is {behind} entries behind the leader.")
+        if behind <= MAX_PROMOTION_LAG_ENTRIES and not silent:
+            return
+        if progress is None:
+            why = "is not a learner yet; it is given a vote when it is one and has caught up"
+        elif not match_index and not progress.answered:
+            why = "has not answered this leader yet"
+        elif behind > MAX_PROMOTION_LAG_ENTRIES:
+            why = f"is {behind} entries behind the leader"
+        else:
+            why = "has not confirmed the last change of membership yet"
+        raise NotCaughtUp(f"{member.name} {why}.")
 
     def _check_live(self, majorities: Majorities, now: float) -> None:
         """Whether a quorum has answered within an election timeout."""
@@ -178,18 +197,28 @@ class Leadership:
 
     @property
     def may_propose(self) -> bool:
-        """Whether it goes on leading, as far as it depends on itself."""
-        return self._successor == NOBODY and not self.is_retiring
+        """
+        Whether it goes on leading, as far as it depends on itself.
+
+        It does not from the entry on that takes its vote.  What came behind
+        that could not be committed any sooner, and would outlast its time: so
+        all that it has taken on is committed when it steps down, and whoever
+        comes later waits for the next leader.
+        """
+        return self._successor == NOBODY and self._is_voter
 
     def propose(self, batch: Sequence[bytes], now: float) -> int:
         """
         Append commands.
 
-        `Overloaded` when too much is waiting to be committed; `NotLeader`
-        while leadership is handed over.
+        `Overloaded` when too much is waiting to be committed; `NoSpace` when
+        so many disks are full that nothing can be; `NotLeader` while
+        leadership is handed over.
         """
         if not self.may_propose:
             raise NotLeader("The leader is handing over to another one.")
+        if self._full:
+            self._check_space(now)
         if self._uncommitted_bytes > MAX_UNCOMMITTED_BYTES:
             raise Overloaded(
                 "The leader has more waiting to be committed than it may hold. Try again."
@@ -199,6 +228,17 @@ class Leadership:
         self._uncommitted.append((self._log.last_index, size))
         self._uncommitted_bytes += size
         return first
+
+    def _check_space(self, now: float) -> None:
+        self._full = {m: until for m, until in self._full.items() if now < until}
+        # One that lacks nothing has refused no entry: it did not want to lead.
+        level = {m for m, p in self.progress.items() if p.match_index == self._log.last_index}
+        able = {self._member_id} | level | (self.progress.keys() - self._full.keys())
+        if not has_quorum(self._majorities, able):
+            raise NoSpace(
+                "The disks of so many members are full that nothing can be decided. "
+                "Nothing was changed."
+            )
 
     def safe_up_to(self, index: int) -> None:
         """Everything up to `index` is committed, and durable here as well."""
@@ -271,6 +311,8 @@ class Leadership:
             return
         progress.heard_from(now)
         if answer.success:
+            if answer.match_index > progress.match_index:
+                self._full.pop(member_id, None)
             progress.matched(answer.match_index)
             return
         refused = answer.match_index
@@ -291,6 +333,14 @@ class Leadership:
             again = progress.next_index if probing else progress.match_index + 1
             # The next answered heartbeat lets it go on.
             progress.probe(again, lost=True)
+
+    def lacks_space(self, member_id: MemberId, now: float) -> None:
+        """A member has refused a request, for its disk is full: it may be asked again later."""
+        self.unreachable(member_id)
+        if member_id in self.progress:
+            self._full[member_id] = now + self._full_pause_s + self._settings.election_timeout_s
+        if member_id == self._successor:
+            self.end_transfer()
 
     def snapshot_installed(self, member_id: MemberId, index: int) -> None:
         """A member holds, durably, everything up to `index`."""
@@ -336,8 +386,10 @@ class Leadership:
             return
         progress.heard_from(now)
         progress.round = max(progress.round, min(answer.round, self.reads.round))
-        # It can be reached (again): what was lost is sent anew.
-        progress.lost = False
+        # It can be reached (again): what was lost is sent anew; but not at each
+        # heartbeat what a full disk has refused.
+        if now >= self._full.get(member_id, now) - self._full_pause_s:
+            progress.lost = False
 
     def quorum_contact(self, now: float) -> float:
         """The latest time at which a quorum, this node included, had answered."""
@@ -397,9 +449,7 @@ class Leadership:
 
         Meanwhile nothing is proposed.  It is given up after an election timeout.
         """
-        if successor not in self.progress or not any(
-            successor in voters for voters in self._majorities
-        ):
+        if successor not in self.progress or successor not in self._incoming:
             raise ChangeRefused("Only another voter can be the next leader.")
         self._successor, self._told = successor, False
         self._transfer_due = now + self._settings.election_timeout_s
@@ -416,12 +466,33 @@ class Leadership:
 
     def best_successor(self) -> MemberId:
         """The voter that has most of the log, of those heard from last; or nobody."""
-        voters = frozenset().union(*self._majorities) & self.progress.keys()
+        voters = self._incoming & self.progress.keys()
         return max(
             sorted(voters),
-            key=lambda m: (self.progress[m].match_index, self.progress[m].last_contact),
+            key=lambda m: (
+                m not in self._full,
+                self.progress[m].match_index,
+                self.progress[m].last_contact,
+            ),
             default=NOBODY,
         )
+
+    def successor_with_space(self, commit_index: int, now: float) -> MemberId:
+        """
+        The best successor of those that may have room and answer; or nobody.
+
+        And nobody while another is on the way to lead, or before this term has
+        committed anything: who is elected meanwhile may have no room either.
+        """
+        if not self.may_propose or commit_index < self.term_start_index:
+            return NOBODY
+        since = now - self._settings.election_timeout_s
+        able = [
+            m
+            for m in sorted(self._incoming & self.progress.keys())
+            if self._full.get(m, now) <= now and self.progress[m].last_contact > since
+        ]
+        return max(able, key=lambda m: self.progress[m].match_index, default=NOBODY)
 
     def _tell_successor(self) -> None:
         progress = self.progress.get(self._successor)

@@ -120,24 +120,43 @@ class Log:
         self.persisted_index = min(self.persisted_index, kept)
         self._writes = deque((number, min(last, kept)) for number, last in self._writes)
 
-    def fit(self, snapshot: SnapshotMetadata) -> None:
+    def fit(self, snapshot: SnapshotMetadata, commit_index: int = 0) -> None:
         """
         Fit a log that was recovered to the snapshot that was recovered with it.
 
         It begins anew behind the snapshot if it does not lead up to it: a
         crash came between the snapshot and the log's beginning anew.
-        `InvariantViolated` if there is a gap between them.
+
+        `commit_index` is how far it was known to be committed when it was
+        written.  `InvariantViolated` if there is a gap between the two, or
+        if entries that were committed are not there: whoever went on without
+        them could elect a leader that lacks them, too.
         """
-        index = snapshot.last_included_index
+        index, term = snapshot.last_included_index, snapshot.last_included_term
         if self.base_index > index:
             raise InvariantViolated(
                 f"the log begins with entry {self.first_index}, and the last snapshot ends "
                 f"with entry {index}: what is between them is missing"
             )
-        if self.term_at(index) != snapshot.last_included_term:
+        if self.term_at(index) != term:
+            # A base is committed, as is all that a snapshot holds; and a
+            # snapshot is installed only beyond what is known to be committed.
+            # So these two are not of one history, or the log has lost its end.
+            if index == self.base_index or index <= commit_index:
+                raise InvariantViolated(
+                    f"the log was committed up to entry {max(self.base_index, commit_index)}, "
+                    f"and it does not hold entry {index} of term {term}, with which the last "
+                    "snapshot ends: one of them is not this member's, or damaged"
+                )
             self.reset(snapshot)
         elif self.base_index == index:
             self._base_time_ms = snapshot.time_ms
+        if commit_index > self.last_index:
+            # It was written with or after all of these entries.
+            raise InvariantViolated(
+                f"the log was committed up to entry {commit_index}, and it ends with entry "
+                f"{self.last_index}: its end was lost"
+            )
 
     def compact(self, index: int) -> None:
         """

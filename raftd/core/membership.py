@@ -306,5 +306,5 @@ def decode_configuration(data: bytes) -> Configuration:
     """The reverse of `encode_configuration`; `ProtocolViolation` for anything else."""
     try:
         return _decode(data)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolViolation(f"not a configuration: {e}") from None

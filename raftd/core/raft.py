@@ -71,6 +71,7 @@ from raftd.core.outbox import Outbox
 from raftd.core.ready import Outgoing, Piece, Ready, Write
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
+from raftd.core.space import NO_SPACE_TIMEOUTS, Space
 from raftd.errors import (
     ChangeInProgress,
     InvariantViolated,
@@ -129,7 +130,7 @@ class Raft:
 
         `snapshot` is what the state machine was restored from; the log leads
         up to it at least.  `commit_index` is the greatest that a durable
-        `Write` carried.
+        `Write` carried.  `InvariantViolated` if something is missing.
         """
         self.member_id = member_id
         self.settings = settings
@@ -143,7 +144,7 @@ class Raft:
             )
         snapshot = snapshot or SnapshotMetadata(0, 0, Configuration(), 0)
         restored = snapshot.last_included_index
-        self.log.fit(snapshot)
+        self.log.fit(snapshot, commit_index)
         if snapshot.last_included_term > self.term:
             # It became durable before the term in which it was received, and
             # nobody was told anything in that term.
@@ -158,11 +159,15 @@ class Raft:
         # Safe without asking anybody: what was committed once stays so, and no
         # entry of it is ever truncated; and a write is durable only with all
         # that it says is committed, so that these very entries are in this log.
-        self.commit_index = max(restored, min(commit_index, self.log.last_index))
+        self.commit_index = max(restored, commit_index)
         #: The last entry that was handed out to be applied.
         self._committed_out = restored
         self.leadership: Leadership | None = None
         self.campaign: Campaign | None = None
+
+        self._space = Space()
+        #: When a leader without room may try next to hand over.
+        self._relief_due = now
 
         self._reads_out: list[tuple[int, int]] = []
         self._lost_reads: list[int] = []
@@ -214,6 +219,7 @@ class Raft:
         if self.leadership is not None:
             self._check_quorum(self.leadership, now)
             self._check_disk(now)
+            self._check_space(now)
         elif now >= self._election_due:
             if not (self._outbox.is_hard_state_durable and self._may_lead):
                 # The last vote is not on disk yet: a slow disk must not make
@@ -241,6 +247,16 @@ class Raft:
             return
         successor = leadership.best_successor()
         if successor != NOBODY and leadership.successor == NOBODY:
+            leadership.transfer(successor, now)
+
+    def _check_space(self, now: float) -> None:
+        """A leader whose disk is full lets a voter lead that may have room, if there is one."""
+        leadership = self.leadership
+        if leadership is None or self._space.is_left or now < self._relief_due:
+            return
+        successor = leadership.successor_with_space(self.commit_index, now)
+        if successor != NOBODY:
+            self._relief_due = now + NO_SPACE_TIMEOUTS * self.settings.election_timeout_s
             leadership.transfer(successor, now)
 
     @property
@@ -353,6 +369,8 @@ class Raft:
         A request of a peer; its answer comes in a `Ready` with this `request_id`.
 
         `ProtocolViolation` if no correct peer sends it; nothing has changed then.
+        `NoSpace` if the disk is full: nothing of it was carried out, and no
+        answer comes; but whoever sent it has been heard.
         """
         match request:
             case AppendEntries():
@@ -447,6 +465,7 @@ class Raft:
             return
         new = self._without_known(request.entries)
         if new:
+            self._space.take(new)
             self._replace_suffix(new, [c for c in changes if c[0] >= new[0].index], now)
         verified = request.prev_log_index + len(request.entries)
         self._commit(min(request.leader_commit, verified))
@@ -497,6 +516,7 @@ class Raft:
         """Stand for election at once, whoever is heard from (thesis 3.10)."""
         may = request.term == self.term and self.leader_id == sender
         if may and self.configuration.is_voter(self.member_id):
+            self._space.check("it does not lead")
             self._campaign(now, transfer=True)
         self._answer(sender, TimeoutNowResponse(self.term), request_id)
 
@@ -610,6 +630,18 @@ class Raft:
         if self.leadership is not None:
             self.leadership.unreachable(member_id)
 
+    def lacks_space(self, member_id: MemberId, now: float) -> None:
+        """This member has refused a request, for its disk is full."""
+        if self.leadership is not None:
+            self.leadership.lacks_space(member_id, now)
+            # If it was to lead, another one may be asked at once.
+            self._relief_due = now
+
+    def space_changed(self, is_left: bool, now: float) -> None:
+        """Storage has room, or none, for more than what is set aside."""
+        self._space.changed(is_left)
+        self._check_space(now)
+
     # -- committing ----------------------------------------------------------
 
     def _commit(self, index: int) -> None:
@@ -631,13 +663,11 @@ class Raft:
         if self.configuration.is_joint:
             self._append_configuration(leadership, self.configuration.left(), now)
         elif not self.configuration.is_voter(self.member_id):
-            # First what it has taken on: nobody tells it later what became of that.
-            leadership.is_retiring = True
-            if self.commit_index == self.log.last_index:
-                successor = leadership.best_successor()
-                if successor != NOBODY:
-                    self._send(successor, TimeoutNow(self.term))
-                self._become_follower(self.term, NOBODY, now)
+            # All that it has taken on is committed: see `Leadership.may_propose`.
+            successor = leadership.best_successor()
+            if successor != NOBODY:
+                self._send(successor, TimeoutNow(self.term))
+            self._become_follower(self.term, NOBODY, now)
 
     # -- the caller's requests -----------------------------------------------
 
@@ -646,9 +676,12 @@ class Raft:
         Append encoded commands; (term, index of the first).
 
         They have happened when entries of that term are applied at those
-        indexes.  `NotLeader` or `Overloaded`: nothing was appended.
+        indexes.  `NotLeader`, `NoSpace` or `Overloaded`: nothing was appended.
         """
-        return self.term, self._leader().propose(batch, now)
+        leadership = self._leader()
+        if leadership.may_propose:
+            self._space.check("the leader takes no writes")
+        return self.term, leadership.propose(batch, now)
 
     def read_index(self, context: int, now: float) -> None:
         """

@@ -84,7 +84,7 @@ class Execution:
             if refusal is not None:
                 return refusal
         if growth and 0 < quota_bytes < self._versions.size_bytes + growth:
-            return REFUSALS["no_space"]
+            return REFUSALS["quota_reached"]
         if previous > MAX_RESULT_BYTES:
             return REFUSALS["result_too_large"]
         self.revision = self._revision_before + changes

@@ -138,7 +138,7 @@ class IDatabase(Interface):
         """
         Carry out `operation`; its result, of the type that belongs to it.
 
-        Outcomes as of `INode.propose`; `BadRequest`, `TooLarge`, `NoSpace`,
+        Outcomes as of `INode.propose`; `BadRequest`, `TooLarge`, `QuotaReached`,
         `LeaseNotFound` and the like if the store refuses.  With a `retry`
         (`raftd.idempotency.retry_of`), one that was carried out before is not
         carried out again, and has the first result.

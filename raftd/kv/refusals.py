@@ -15,7 +15,7 @@ from raftd.errors import (
     FutureRevision,
     LeaseExists,
     LeaseNotFound,
-    NoSpace,
+    QuotaReached,
     RaftdError,
     TooManyLeases,
 )
@@ -55,7 +55,7 @@ REFUSALS = {
             "result_too_large",
             "The records from before, of all keys that are put, are too large for one answer.",
         ),
-        Refusal("no_space", "The store has reached its quota: delete something, and compact."),
+        Refusal("quota_reached", "The store has reached its quota: delete something, compact."),
     )
 }
 
@@ -85,5 +85,5 @@ def error_of(refusal: Refusal) -> RaftdError:
 
 
 _ERRORS: dict[str, type[RaftdError]] = {
-    error.code: error for error in (LeaseExists, LeaseNotFound, NoSpace, TooManyLeases)
+    error.code: error for error in (LeaseExists, LeaseNotFound, QuotaReached, TooManyLeases)
 }

@@ -115,7 +115,7 @@ def encode_result(result: Result | Refusal) -> bytes:
 
 
 #: Refusals that may come to something if the same is asked again later.
-_TEMPORARY = frozenset({"no_space", "too_many_leases"})
+_TEMPORARY = frozenset({"quota_reached", "too_many_leases"})
 
 
 def is_temporary(data: bytes) -> bool:
@@ -139,6 +139,6 @@ def decode_result(data: bytes) -> Result | RaftdError:
         if _is_refusal(data):
             return error_of(_decode_refusal(data))
         result: Result = _decode_result(data)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolViolation(f"not a result of the store: {e}") from None
     return result

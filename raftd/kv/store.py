@@ -285,7 +285,7 @@ class Store:
         if self.quota_bytes:
             growth = len(key) + len(put.value) + VERSION_OVERHEAD_BYTES
             if versions.size_bytes + growth > self.quota_bytes:
-                return REFUSALS["no_space"]
+                return REFUSALS["quota_reached"]
         revision = self.revision + 1
         record = versions.put(key, put.value, lease, revision)
         versions.history.append(record)

@@ -9,6 +9,7 @@ last byte has arrived.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -54,8 +55,20 @@ MAX_STRANGERS = 64
 #: Joiners that are being answered; the oldest goes when one more comes.
 MAX_JOINERS = 64
 
+#: Connections of one member for one channel, each made under another name of this
+#: node: more than one while this node is given another name; the oldest goes then.
+MAX_NAMES_OF_NODE = 4
+
 #: Names of which the last refusal is remembered, so that each is logged once.
 MAX_REFUSALS_REMEMBERED = 256
+
+#: Two nodes have one identity if their connections take the place of one another
+#: so many times within this time: one node whose connections break does not,
+#: for the other end of a broken connection hears of it, or else only later.
+TAKEOVERS_OF_A_COPY = 4
+TAKEOVERS_WITHIN_S = 10.0
+#: How often that is said.
+COPY_REPORT_INTERVAL_S = 60.0
 
 #: The longest time that a peer may ask this node to spend on its request.
 MAX_TIMEOUT_MS = 10 * 60 * 1000
@@ -84,9 +97,10 @@ class PeerServerFactory(ServerFactory):
         self.heard_from: Callable[[MemberId], None] | None = None
         # In the order they came.
         self._strangers: dict[PeerServer, None] = {}
-        # A member that connects again has lost the connection it had before,
-        # whatever this end knows of it.
-        self._members: dict[tuple[MemberId, str], PeerServer] = {}
+        # By member, channel, and the name of this node under which it was asked
+        # for.  A member that connects again has lost the connection it had
+        # before, whatever this end knows of it; but not one under another name.
+        self._members: dict[tuple[MemberId, str, str], PeerServer] = {}
         self._joiners: dict[PeerServer, None] = {}
         self._refusals: dict[str, str] = {}
         self._closed = False
@@ -120,7 +134,7 @@ class PeerServerFactory(ServerFactory):
                 raise NotReady(f"{hello.to_name} does not belong to a cluster yet.")
             answer = answer_hello(self.identity, hello)
         except PeerRefused as e:
-            self._log_refusal(hello.name, str(e))
+            self._log_refusal(hello.name, e)
             raise
         self._refusals.pop(hello.name, None)
         del self._strangers[server]
@@ -129,13 +143,45 @@ class PeerServerFactory(ServerFactory):
             if len(self._joiners) > MAX_JOINERS:
                 next(iter(self._joiners)).abort("too many nodes that want to join")
             return answer
-        former = self._members.pop((hello.member_id, hello.channel), None)
+        key = key_of(hello)
+        former = self._members.pop(key, None)
         if former is not None:
             former.drop("the peer has made a new connection")
-        self._members[hello.member_id, hello.channel] = server
+            if hello.channel == RAFT:
+                self._look_for_copies(former, server, hello.name)
+        under_other_names = [other for other in self._members if other[:2] == key[:2]]
+        if len(under_other_names) >= MAX_NAMES_OF_NODE:
+            self._members.pop(under_other_names[0]).drop("the peer asks for too many names")
+        self._members[key] = server
         if self.heard_from is not None:
             self.heard_from(hello.member_id)
         return answer
+
+    def _look_for_copies(self, former: PeerServer, server: PeerServer, name: str) -> None:
+        """
+        Whether two nodes connect in turn, each in the place of the other.
+
+        The directory of one was copied then.  Both get as far as this: to
+        every rule of the handshake they are the same member.
+        """
+        now = self.clock.seconds()
+        recent = [at for at in former.takeovers if at > now - TAKEOVERS_WITHIN_S]
+        server.takeovers = [*recent, now][-TAKEOVERS_OF_A_COPY:]
+        server.copies_reported_at = former.copies_reported_at
+        if (
+            len(server.takeovers) < TAKEOVERS_OF_A_COPY
+            or now < server.copies_reported_at + COPY_REPORT_INTERVAL_S
+        ):
+            return
+        server.copies_reported_at = now
+        self._log.error(
+            "Two nodes have the identity {member_id} and connect in turn: {one} and {other}. "
+            "The data directory of one is a copy of the other's. Stop the copy at once: "
+            "together they may vote twice, and what was acknowledged can be lost.",
+            member_id=f"{former.key[0]:016x}",
+            one=f"{former.peer_name} from {former.host}",
+            other=f"{name} from {server.host}",
+        )
 
     def forget(self, server: PeerServer) -> None:
         """`server` is closed."""
@@ -144,13 +190,21 @@ class PeerServerFactory(ServerFactory):
         if self._members.get(server.key) is server:
             del self._members[server.key]
 
-    def _log_refusal(self, name: str, reason: str) -> None:
+    def _log_refusal(self, name: str, refusal: PeerRefused) -> None:
         """One line for each change of reason: a refused peer tries again and again."""
+        reason = str(refusal)
         if self._refusals.pop(name, None) != reason:
-            self._log.warn("Refused a connection of {name}: {reason}", name=name, reason=reason)
+            # While a node joins, the others are often a moment too early.
+            log = self._log.info if isinstance(refusal, NotReady) else self._log.warn
+            log("Refused a connection of {name}: {reason}", name=name, reason=reason)
         self._refusals[name] = reason
         if len(self._refusals) > MAX_REFUSALS_REMEMBERED:
             del self._refusals[next(iter(self._refusals))]
+
+
+def key_of(hello: HelloRequest) -> tuple[MemberId, str, str]:
+    """Of two connections with the same key, the later one takes the place of the other."""
+    return hello.member_id, hello.channel, hello.to_name
 
 
 class PeerServer(BoxConnection):
@@ -158,8 +212,12 @@ class PeerServer(BoxConnection):
 
     def __init__(self, factory: PeerServerFactory, host: str) -> None:
         super().__init__(factory.clock, host, self._report_abort, self._ended)
-        #: Whose connection it is, and what for; set by the handshake.
-        self.key: tuple[MemberId, str] = (messages.NOBODY, "")
+        self.host = host
+        #: Whose connection it is, what for, and to which name; set by the handshake.
+        self.key: tuple[MemberId, str, str] = (messages.NOBODY, "", "")
+        #: When it, and those before it, took the place of another; see `_look_for_copies`.
+        self.takeovers: list[float] = []
+        self.copies_reported_at = -math.inf
         self._factory = factory
         self._hello_timer: IDelayedCall | None = None
         self.handlers = {HelloRequest: self._hello}
@@ -197,7 +255,7 @@ class PeerServer(BoxConnection):
             self._hello_timer = self._clock.callLater(0, self.finish, reason)
             raise
         self.peer_name = hello.name
-        self.key = (hello.member_id, hello.channel)
+        self.key = key_of(hello)
         self.greeted = True
         rpc = self._factory.rpc
         assert rpc is not None

@@ -303,7 +303,7 @@ class Changes(Payload):
     def fromString(self, inString: bytes) -> list[Change]:
         try:
             changes = _decode_changes(inString)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise ProtocolViolation(f"not a list of changes: {e}") from None
         if len(changes) > MAX_CHANGES:
             raise ProtocolViolation(f"{len(changes)} changes at once")
@@ -335,7 +335,7 @@ class Outcomes(Payload):
     def fromString(self, inString: bytes) -> list[bytes | RaftdError]:
         try:
             outcomes = _decode_outcomes(inString)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise ProtocolViolation(f"not a list of outcomes: {e}") from None
         return [
             outcome if isinstance(outcome, bytes) else error_from_wire(*outcome)

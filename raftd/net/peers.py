@@ -207,7 +207,7 @@ class Channel:
         if isinstance(failure.value, PeerRefused):
             # Somebody who is only not ready yet will be soon.
             self._refused = not isinstance(failure.value, NotReady)
-            self._peer.refused(reason)
+            self._peer.refused(reason, is_passing=not self._refused)
             if isinstance(failure.value, RemovedFromCluster):
                 self._peer.settings.on_removed(reason)
         else:
@@ -374,18 +374,17 @@ class Peer:
 
     # -- what the channels say ---------------------------------------------------------
 
-    def report(self, reason: str) -> None:
+    def report(self, reason: str, *, is_passing: bool = False) -> None:
         """Log why there is no connection, once for each change of reason."""
         if reason != self._last_report:
             self._last_report = reason
-            self._log.warn(
-                "No connection to {name}: {reason}", name=self.member.name, reason=reason
-            )
+            log = self._log.info if is_passing else self._log.warn
+            log("No connection to {name}: {reason}", name=self.member.name, reason=reason)
 
-    def refused(self, reason: str) -> None:
-        """A handshake was refused."""
+    def refused(self, reason: str, *, is_passing: bool) -> None:
+        """A handshake was refused; perhaps only a moment too early."""
         self.refusal = reason
-        self.report(reason)
+        self.report(reason, is_passing=is_passing)
 
     def lost(self, reason: str) -> None:
         """A connection that had been greeted is closed."""

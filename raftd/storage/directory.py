@@ -261,15 +261,26 @@ class DataDirectory:
         ):
             raise InvariantViolated("a member stays one, of the same cluster")
 
-    def change_cluster(self, cluster_id: int) -> None:
+    def change_cluster(self, cluster_id: int, *, has_vote: bool = False) -> None:
         """
         Make a member's directory that of another cluster; durable when it returns.
 
         Only for one that goes on alone, because the others are lost for good.
+        One that is still JOINING holds nothing that a cluster could be made
+        of, unless `has_vote`: its own log or snapshot gives it one, and the
+        crash came before the stage was recorded.  It is MEMBER then, in one
+        step with the new id: as a joiner it would look for its old cluster.
         """
-        if self.identity is None or self.identity.stage is not Stage.MEMBER:
+        identity = self.identity
+        is_member = identity is not None and (
+            identity.stage is Stage.MEMBER
+            or (identity.stage is Stage.JOINING and identity.log_created and has_vote)
+        )
+        if identity is None or not is_member:
             raise InvariantViolated("only a member can leave its cluster behind")
-        self._write(msgspec.structs.replace(self.identity, cluster_id=cluster_id))
+        self._write(
+            msgspec.structs.replace(identity, stage=Stage.MEMBER, cluster_id=cluster_id)
+        )
 
     def discard_log(self) -> None:
         """

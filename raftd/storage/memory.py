@@ -73,6 +73,10 @@ class MemoryLog:
         #: False once it failed, crashed or was closed: it never calls anybody again.
         self._alive = True
         self._failing: Fatal | None = None
+        #: Whether there is room, which only `look_for_space` finds out.
+        self.has_space = True
+        self._told_space = True
+        self._space: Callable[[bool], None] | None = None
 
     @property
     def unflushed(self) -> int:
@@ -81,13 +85,25 @@ class MemoryLog:
 
     # -- ILogStorage ---------------------------------------------------------
 
-    def start(self, persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+    def start(
+        self,
+        persisted: Callable[[int], None],
+        failed: Callable[[Fatal], None],
+        space: Callable[[bool], None] | None = None,
+    ) -> None:
         if self._started:
             raise InvariantViolated("the log was started twice")
         self._started = True
         self.entries = ()
         self._persisted = persisted
         self._failed = failed
+        self._space = space
+        self.look_for_space()
+
+    def look_for_space(self) -> None:
+        if self._space is not None and self._alive and self.has_space is not self._told_space:
+            self._told_space = self.has_space
+            self._space(self.has_space)
 
     def write(
         self,
@@ -169,7 +185,7 @@ class MemoryLog:
         """
         self._keep(min(kept, len(self._queued)))
         self._die()
-        return MemoryLog(
+        after = MemoryLog(
             self._durable.hard_state,
             self._durable.entries,
             base=(self._durable.base_index, self._durable.base_term),
@@ -177,6 +193,8 @@ class MemoryLog:
             clock=self._clock,
             delay_seconds=self.delay_seconds,
         )
+        after.has_space = self.has_space
+        return after
 
     def _keep(self, count: int) -> None:
         for record in self._queued[:count]:

@@ -222,14 +222,37 @@ def recover(files: Files, directory: str, member_id: int) -> Recovery:
     try:
         return _recover(files, directory, member_id, opened)
     except BaseException as e:
-        for segment in opened:
-            files.close(segment.fd)
-        if isinstance(e, OSError):
-            raise StorageFailed(f"The log in {directory} could not be opened: {e}.") from e
+        _give_up(files, directory, opened, e)
         raise
 
 
-def _recover(files: Files, directory: str, member_id: int, opened: list[Segment]) -> Recovery:
+def look(files: Files, directory: str, member_id: int) -> Replay:
+    """
+    What `recover` would find, with the same errors; nothing on the disk is changed.
+
+    What was read need not be durable.
+    """
+    opened: list[Segment] = []
+    try:
+        scan = _read(files, directory, member_id, opened)
+    except BaseException as e:
+        _give_up(files, directory, opened, e)
+        raise
+    for segment in opened:
+        files.close(segment.fd)
+    return scan.replay
+
+
+def _give_up(files: Files, directory: str, opened: list[Segment], e: BaseException) -> None:
+    """Close what is open, for `e` is about to be raised; what the system says, in our words."""
+    for segment in opened:
+        files.close(segment.fd)
+    if isinstance(e, OSError):
+        raise StorageFailed(f"The log in {directory} could not be opened: {e}.") from e
+
+
+def _read(files: Files, directory: str, member_id: int, opened: list[Segment]) -> _Scan:
+    """Read everything and judge it; `opened` are the segments that may be written."""
     scan = _Scan(member_id)
     for number in _segment_numbers(files, directory):
         path = os.path.join(directory, segment_name(number))
@@ -240,6 +263,11 @@ def _recover(files: Files, directory: str, member_id: int, opened: list[Segment]
         segment.version = header.version
         _close_used(files, opened, scan.last_number)
     _check_end(directory, scan, opened)
+    return scan
+
+
+def _recover(files: Files, directory: str, member_id: int, opened: list[Segment]) -> Recovery:
+    scan = _read(files, directory, member_id, opened)
     _repair(files, directory, scan, opened)
     _remove_outdated(files, directory, opened)
     current, *unused = opened

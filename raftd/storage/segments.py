@@ -11,6 +11,7 @@ the present one is written, on a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import struct
@@ -40,6 +41,9 @@ PREPARE_BYTES = 1 << 20
 #: this part of a segment, or when the segment is needed.
 RETRIES_PER_SEGMENT = 16
 
+#: What the system says when a disk, or this user's share of it, is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 #: Since version 2 a segment begins with a checkpoint.  Those of version 1 are
 #: read, and never written again.
 FORMAT_VERSION = 2
@@ -60,6 +64,10 @@ ADVICE = (
     "restore an older copy of the directory: it has forgotten what this node has promised "
     "since."
 )
+
+
+class NoRoom(Exception):
+    """The next segment cannot be made, for the disk is full; the log is as it was."""
 
 
 class SegmentHeader(NamedTuple):
@@ -214,6 +222,8 @@ class Preparer:
         self._closed = False
         #: Why the last preparation failed; empty when the next segment is ready.
         self.trouble = ""
+        #: Whether that was because the disk is full.
+        self.is_full = False
 
     def prepare(self) -> None:
         """
@@ -227,19 +237,46 @@ class Preparer:
                 return
             try:
                 self._ready.append(self._make())
-                self.trouble = ""
             except OSError as e:
-                self.trouble = (
-                    f"The next segment of the log in {self._directory} could not be "
-                    f"prepared: {e}. The node stops when the present one is full."
-                )
+                self._troubled(e)
+            else:
+                self._made()
 
     def take(self) -> Segment:
-        """The next segment; it is made here and now if it is not ready."""
+        """
+        The next segment; it is made here and now if it is not ready.
+
+        `NoRoom` on a full disk: then it may be asked for again, and nothing
+        has happened.  `StorageFailed` if it cannot be made for another reason.
+        """
         with self._lock:
-            segment = self._ready.pop(0) if self._ready else self._make()
-            self.trouble = ""
+            if self._ready:
+                return self._ready.pop(0)
+            try:
+                segment = self._make()
+            except OSError as e:
+                self._troubled(e)
+                kind = NoRoom if self.is_full else StorageFailed
+                raise kind(
+                    f"The next segment of the log, {self._next_path}, could not be made: {e}. "
+                    "Nothing more is written; mend the cause and start the node again."
+                ) from e
+            self._made()
             return segment
+
+    def _troubled(self, e: OSError) -> None:
+        self.is_full = e.errno in _FULL
+        self.trouble = (
+            f"The next segment of the log, {self._next_path}, could not be prepared: {e}. "
+            + (
+                "The node takes no more writes until there is room again."
+                if self.is_full
+                else "The node stops when the present one is full."
+            )
+        )
+
+    def _made(self) -> None:
+        self.trouble, self.is_full = "", False
 
     def close(self) -> None:
         """Close what was not used; nothing is made afterwards.  Waits for `prepare`."""
@@ -248,6 +285,10 @@ class Preparer:
             for segment in self._ready:
                 self._files.close(segment.fd)
             self._ready.clear()
+
+    @property
+    def _next_path(self) -> str:
+        return os.path.join(self._directory, segment_name(self._next_number))
 
     def _make(self) -> Segment:
         header = self._template._replace(number=self._next_number)

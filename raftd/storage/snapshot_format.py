@@ -170,7 +170,7 @@ class SnapshotDecoder:
             )
         try:
             self.metadata = _decode_metadata(buffer[_HEAD.size : end])
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise Damage(0, f"its head does not decode ({e})") from None
         self._digest.update(buffer[: end + _CHECKSUM.size])
         return end + _CHECKSUM.size

@@ -9,7 +9,7 @@ that a snapshot that is sent does not wait for one that is being checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from raftd.core.messages import Entry
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
     DirectoryDamaged,
@@ -100,45 +101,73 @@ class SnapshotStore:
 
     # -- at the start --------------------------------------------------------
 
-    def recover(self, machine: IStateMachine, log_base_index: int | None = None) -> None:
+    def recover(
+        self,
+        machine: IStateMachine,
+        log_base_index: int | None = None,
+        log_entries: Sequence[Entry] = (),
+    ) -> None:
         """
         See `ISnapshotStore.recover`.
 
-        `log_base_index` is that of the log which is to be replayed behind the
-        snapshot.  If it is given, a gap between the two is refused; and if the
-        newest snapshot is damaged, the one before it is taken, provided the
-        log reaches back to that one: then nothing is lost.  Otherwise a
-        damaged snapshot is refused, for what it held is nowhere else; the
-        directory then stays as it was found.
+        `log_base_index` and `log_entries` are those of the log which is to be
+        replayed behind the snapshot.  If they are given, a gap between the two
+        is refused; and if the newest snapshot is damaged, the one before it is
+        taken, provided the log leads from that one to the very entry with
+        which the damaged one ends: then nothing is lost.  Otherwise a damaged
+        snapshot is refused, for what it held is nowhere else; the directory
+        then stays as it was found.
         """
         if self._is_open:
             raise InvariantViolated("the snapshots were recovered twice")
-        keys, aside = self._directory.keys(), []
-        while keys and self.latest is None:
-            try:
-                self._recover_from(keys[-1], machine)
-            except Damage as e:
-                damaged = unusable(self._directory.file(keys[-1]), e)
-                aside.append(keys[-1])
-                before = keys[-2][0] if len(keys) > 1 else 0
-                if (
-                    isinstance(e, VersionUnknown)
-                    or log_base_index is None
-                    or before < log_base_index
-                ):
-                    raise damaged from e
-                self._log.critical(
-                    "{reason} This once no harm is done: the log reaches back to the "
-                    "snapshot before it, which is used instead.",
-                    reason=str(damaged),
-                )
-                keys.pop()
-        self._check_gap(log_base_index)
-        self._kept[:0] = [_Kept(key, None, 0) for key in keys[:-1]]
+        keys, aside, newest = self._find(machine, log_base_index, log_entries)
+        self._kept[:0] = [_Kept(key, None, 0) for key in keys]
+        if newest is not None:
+            self._kept.append(newest)
+            self.latest = newest.metadata
         self._directory.settle(aside, [kept.key for kept in self._take_surplus()])
         self._is_open = True
 
-    def _recover_from(self, key: Key, machine: IStateMachine) -> None:
+    def look(
+        self, machine: IStateMachine, log_base_index: int, log_entries: Sequence[Entry]
+    ) -> SnapshotMetadata | None:
+        """
+        What `recover` would restore `machine` from, with the same errors.
+
+        Nothing on the disk is changed, and the store is not open by it.
+        """
+        _, _, newest = self._find(machine, log_base_index, log_entries)
+        return None if newest is None else newest.metadata
+
+    def _find(
+        self,
+        machine: IStateMachine,
+        log_base_index: int | None,
+        log_entries: Sequence[Entry],
+    ) -> tuple[list[Key], list[Key], _Kept | None]:
+        """Which are older than the one that is used, which are damaged, and that one."""
+        keys, aside = self._directory.keys(), []
+        newest = None
+        while keys and newest is None:
+            key = keys.pop()
+            try:
+                newest = self._restore_from(key, machine)
+            except Damage as e:
+                damaged = unusable(self._directory.file(key), e)
+                if isinstance(e, VersionUnknown) or log_base_index is None:
+                    raise damaged from e
+                before = keys[-1][0] if keys else 0
+                _check_covered(damaged, key, before, log_base_index, log_entries)
+                self._log.critical(
+                    "{reason} This once no harm is done: the log leads from the snapshot "
+                    "before it to its end, and that one is used instead.",
+                    reason=str(damaged),
+                )
+                aside.append(key)
+        self._check_gap(newest, log_base_index)
+        return keys, aside, newest
+
+    def _restore_from(self, key: Key, machine: IStateMachine) -> _Kept:
         path = self._directory.file(key)
         try:
             fd = self._files.open(path)
@@ -153,11 +182,10 @@ class SnapshotStore:
                 self._files.close(fd)
         except OSError as e:
             raise StorageFailed(f"{path} could not be read: {e}.") from e
-        self.latest = scan.metadata
-        self._kept.append(_Kept(key, scan.metadata, scan.size))
+        return _Kept(key, scan.metadata, scan.size)
 
-    def _check_gap(self, log_base_index: int | None) -> None:
-        last = 0 if self.latest is None else self.latest.last_included_index
+    def _check_gap(self, newest: _Kept | None, log_base_index: int | None) -> None:
+        last = 0 if newest is None else newest.key[0]
         if log_base_index is not None and log_base_index > last:
             holds = f"the newest snapshot ends with entry {last}" if last else "there is none"
             raise DirectoryDamaged(
@@ -460,6 +488,33 @@ class _HeldAlready:
 
     def finish(self) -> Deferred[SnapshotMetadata]:
         return succeed(self._metadata)
+
+
+def _check_covered(
+    damaged: DirectoryDamaged,
+    key: Key,
+    before: int,
+    log_base_index: int,
+    log_entries: Sequence[Entry],
+) -> None:
+    """
+    Raise `damaged` unless the log leads from the snapshot up to `before` to
+    the end of the damaged one, `key`.
+
+    The file may have come from the leader.  Then this node may have told it
+    that everything up to `key` is here, while its own log had ended earlier
+    or had another entry there; for a log that holds this very entry has all
+    before it as well.
+    """
+    index, term = key
+    position = index - log_base_index - 1
+    if before < log_base_index:
+        raise damaged
+    if not 0 <= position < len(log_entries) or log_entries[position].term != term:
+        raise DirectoryDamaged(
+            f"{damaged} Nothing else here has what it held: the log does not lead to its "
+            f"last entry, {index} of term {term}."
+        ) from damaged
 
 
 def _key(metadata: SnapshotMetadata) -> Key:

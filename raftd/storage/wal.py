@@ -16,6 +16,13 @@ The rules on which recovery rests (`recovery.py`, `docs/log-format.md`):
 4. The first frame of a segment begins with a checkpoint: the hard state, the
    end of the log and the commit index before it.  So segments can be removed
    from the front (`compaction.py`), and what is left still says what it follows.
+
+A full disk is no error as long as nothing of the log is half-written.  The
+next segment is prepared as soon as the present one is begun; if there is no
+room for it, the node is told, and what is left of the present one is for the
+little that it must write to take part at all (terms, votes, entries without
+commands).  When that is used up as well, what is queued waits: it is neither
+acknowledged nor lost, and is written when there is room again.
 """
 
 from __future__ import annotations
@@ -44,6 +51,7 @@ from raftd.storage.segments import (
     FORMAT_VERSION,
     RETRIES_PER_SEGMENT,
     SEGMENT_BYTES,
+    NoRoom,
     Preparer,
     SegmentHeader,
     check_segment_bytes,
@@ -214,9 +222,13 @@ class Wal:
         # Only the log's thread uses these, once it runs.
         self._writer = _Writer(recovery, path, segment_bytes, files)
         self._stopped = False
+        #: What is queued waits for a segment that there is no room for.
+        self._starved = False
 
         #: The troubles of preparer and remover that were told; their thread's alone.
         self._told = ("", "")
+        #: Whether it was told that the disk is full; the same thread's.
+        self._told_full = False
 
         lengths = [s.length for s in (recovery.segment, *recovery.unused)]
         capacity = min(segment_bytes, *lengths)
@@ -224,13 +236,19 @@ class Wal:
 
     # -- the reactor's thread ------------------------------------------------
 
-    def start(self, persisted: Callable[[int], None], failed: Callable[[Fatal], None]) -> None:
+    def start(
+        self,
+        persisted: Callable[[int], None],
+        failed: Callable[[Fatal], None],
+        space: Callable[[bool], None] | None = None,
+    ) -> None:
         if self._started or self._closing is not None:
             raise InvariantViolated("the log was started twice, or after it was closed")
         self._started = True
         self.entries = ()
         self._persisted = persisted
         self._failed = failed
+        self._space = space
         self._log_worker = self._start_worker("raftd log")
         self._prepare_worker = self._start_worker("raftd log segments")
         self._prepare_worker.do(self._prepare)
@@ -271,6 +289,10 @@ class Wal:
             raise InvariantViolated("the log is not open for compaction")
         if not self._over and self._outline.compact(base_index):
             self._log_worker.do(partial(self._compact, base_index))
+
+    def look_for_space(self) -> None:
+        if self._started and self._closing is None and not self._over:
+            self._prepare_worker.do(self._prepare)
 
     def _encode(self, entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], bytes]]:
         """
@@ -315,6 +337,10 @@ class Wal:
     def _on_trouble(self, reason: str) -> None:
         self._log.warn("{reason}", reason=reason)
 
+    def _on_space(self, has_space: bool) -> None:
+        if self._space is not None and not self._over and self._closing is None:
+            self._space(has_space)
+
     def _on_finished(self) -> None:
         assert self._closing is not None
         self._closing.callback(None)
@@ -324,9 +350,13 @@ class Wal:
     def _drain(self) -> None:
         """Write what is queued, frame by frame; most often there is one, or nothing."""
         try:
-            while self._queue and not self._stopped:
+            while self._queue and not (self._stopped or self._starved):
                 number, size, batch = self._take()
-                rolled = self._writer.write(batch)
+                try:
+                    rolled = self._writer.write(batch)
+                except NoRoom as e:
+                    self._wait_for_room(batch, e)
+                    return
                 self._reactor.callFromThread(self._on_flushed, number, size)
                 if rolled or self._writer.wants_preparation():
                     self._prepare_worker.do(self._prepare)
@@ -334,6 +364,15 @@ class Wal:
                     self._prepare_worker.do(self._remove)
         except BaseException as e:
             self._stop(e)
+
+    def _wait_for_room(self, batch: list[_Queued], reason: NoRoom) -> None:
+        """Nothing of `batch` was written; it is the first thing to write when there is room."""
+        if self._space is None:
+            raise StorageFailed(str(reason)) from reason
+        self._queue.extendleft(reversed(batch))
+        self._starved = True
+        # This tells the reactor, and goes on here if there is room by now.
+        self._prepare_worker.do(self._prepare)
 
     def _take(self) -> tuple[int, int, list[_Queued]]:
         """As much of the queue as fits one frame: (last number or 0, bytes, records)."""
@@ -356,7 +395,10 @@ class Wal:
             self._prepare_worker.do(self._remove)
 
     def _finish(self) -> None:
-        """The last job; everything queued was written by the jobs before it."""
+        """
+        The last job; everything queued was written by the jobs before it, or
+        finds no room, and nobody was told of it.
+        """
         try:
             self._writer.close()
         except BaseException as e:
@@ -369,6 +411,11 @@ class Wal:
         self._queue.clear()
         self._reactor.callFromThread(self._on_failed, _fatal(e, self._writer.path))
 
+    def _go_on(self) -> None:
+        """There is room again for what waits."""
+        self._starved = False
+        self._drain()
+
     # -- the preparer's thread -----------------------------------------------
 
     def _prepare(self) -> None:
@@ -376,7 +423,17 @@ class Wal:
             self._writer.preparer.prepare()
         except BaseException as e:
             self._log_worker.do(partial(self._stop, e))
+        else:
+            self._tell_space(not self._writer.preparer.is_full)
         self._tell_trouble()
+
+    def _tell_space(self, has_space: bool) -> None:
+        """Whether the disk has room for more than what was prepared, once for each change."""
+        if has_space and self._starved:
+            self._log_worker.do(self._go_on)
+        if has_space is self._told_full:
+            self._told_full = not has_space
+            self._reactor.callFromThread(self._on_space, has_space)
 
     def _remove(self) -> None:
         """One segment for each job, so that a preparation does not wait for many."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from raftd.core.membership import Configuration
 from raftd.core.messages import (
     Entry,
+    Heartbeat,
     InstallSnapshot,
     InstallSnapshotResponse,
     MemberId,
@@ -88,6 +89,8 @@ class Safety:
         self._logs: dict[MemberId, LogView] = {}
         self._commits: dict[tuple[MemberId, int], int] = {}
         self._applied: dict[tuple[MemberId, int, int], int] = {}
+        #: (leader, term, member) -> the last round in which the member has heard it.
+        self._heard: dict[tuple[MemberId, int, MemberId], int] = {}
 
     def check(self, node: Node) -> None:
         """After a step of `node`."""
@@ -104,6 +107,27 @@ class Safety:
         for entry in node.applied[self._applied.get(key, 0) :]:
             check(self._is_committed(entry), f"State Machine Safety: {entry.index} at {key[0]}")
         self._applied[key] = len(node.applied)
+        self._check_reads(node)
+
+    def heard(self, node: Node, leader: MemberId, heartbeat: Heartbeat) -> None:
+        """`node` has received a heartbeat; it counts if it is of the node's own term."""
+        if node.raft.term == heartbeat.term:
+            key = leader, heartbeat.term, node.id
+            self._heard[key] = max(self._heard.get(key, 0), heartbeat.round)
+
+    def _check_reads(self, node: Node) -> None:
+        """
+        A read is released when a quorum has heard its leader in a round that
+        was begun after the read had arrived (thesis 6.4).
+        """
+        for context, _ in node.reads:
+            if context not in node.waiting_reads:
+                continue
+            term, before = node.waiting_reads.pop(context)
+            for voters in node.raft.configuration.majorities():
+                heard = {v for v in voters if self._heard.get((node.id, term, v), 0) > before}
+                quorum = len((heard | {node.id}) & voters)
+                check(2 * quorum > len(voters), f"read {context} is confirmed by a quorum")
 
     def _is_committed(self, entry: Entry) -> bool:
         return entry.index <= len(self.committed) and self.committed[entry.index - 1] == entry
@@ -150,7 +174,9 @@ class Safety:
             return
         self._commits[key] = raft.commit_index
         if raft.role is Role.LEADER:
-            self._check_quorum_holds(node, log.at(raft.commit_index))
+            entry = log.at(raft.commit_index)
+            check(entry.term == raft.term, "a leader commits by an entry of its own term")
+            self._check_quorum_holds(node, entry)
         check(log.base_index <= raft.commit_index, "what was dropped is committed")
         for index in range(max(before, log.base_index) + 1, raft.commit_index + 1):
             entry = log.at(index)
@@ -336,6 +362,8 @@ class Cluster:
                 return
             self._received[packet.request_id] = packet
             node.receive(sender, packet.message, packet.request_id)  # type: ignore[arg-type]
+            if isinstance(packet.message, Heartbeat):
+                self.safety.heard(node, sender, packet.message)
         elif node.incarnation == packet.incarnation:
             self.unanswered.pop(packet.request_id, None)
             if isinstance(packet.message, InstallSnapshotResponse):

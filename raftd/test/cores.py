@@ -20,6 +20,7 @@ from raftd.core.invariants import Checker
 from raftd.core.log import Log
 from raftd.core.membership import AddLearner, Change, Configuration, Promote
 from raftd.core.messages import (
+    NOBODY,
     AppendEntries,
     AppendEntriesResponse,
     Entry,
@@ -30,8 +31,10 @@ from raftd.core.messages import (
     Member,
     MemberId,
     Message,
+    PreVote,
     PreVoteResponse,
     Request,
+    RequestVote,
     RequestVoteResponse,
     Response,
 )
@@ -267,6 +270,8 @@ class Node:
         self.applied: list[Entry] = [] if latest is None else list(latest.state)
         self.reads: list[tuple[int, int]] = []
         self.lost_reads: list[int] = []
+        #: Reads that wait for a round, and the (term, round) that was there before.
+        self.waiting_reads: dict[int, tuple[int, int]] = {}
         #: Members to which a snapshot is to be sent.
         self.lacking: list[MemberId] = []
         #: The snapshot that is being taken.
@@ -302,6 +307,9 @@ class Node:
         self.dirty = True
         self._checker.check()
         check(self.raft.log.last_term <= self.raft.term, "no entry of a term to come")
+        if self.raft.role is Role.LEADER:
+            elected = HardState(self.raft.term, self.id)
+            check(self.disk.hard_state == elected, "a leader's own vote is durable")
         if self._stepped is not None:
             self._stepped(self)
 
@@ -312,7 +320,14 @@ class Node:
         self._step()
 
     def receive(self, sender: MemberId, request: Request, request_id: int = 1) -> None:
+        committed = self.raft.commit_index
         self.raft.receive_request(sender, request, request_id, self.time.now)
+        if isinstance(request, AppendEntries):
+            verified = request.prev_log_index + len(request.entries)
+            check(
+                self.raft.commit_index <= max(committed, verified),
+                "a follower commits what the request has verified",
+            )
         self._step()
 
     def respond(self, sender: MemberId, response: Response) -> None:
@@ -329,7 +344,12 @@ class Node:
         return term_and_index
 
     def read(self, context: int) -> None:
-        self.raft.read_index(context, self.time.now)
+        raft = self.raft
+        at_once = len(raft._reads_out)
+        raft.read_index(context, self.time.now)
+        assert raft.leadership is not None
+        if len(raft._reads_out) == at_once:  # else by a lease
+            self.waiting_reads[context] = (raft.term, raft.leadership.reads.round)
         self._step()
 
     def change(self, *changes: Change, force: bool = False) -> int:
@@ -363,7 +383,10 @@ class Node:
         ready = self.raft.ready(self.time.now)
         if ready.write is not None:
             self.disk.write(ready.write)
-        check(all(out.to != self.id for out in ready.messages), "nothing is sent to oneself")
+        for out in ready.messages:
+            self._check_promise(out.message, out.to)
+        for entry in ready.committed:
+            check(self.disk.holds(entry), "what is applied is durable here")
         self.sent += ready.messages
         if ready.restore is not None:
             self.restoring = ready.restore
@@ -375,6 +398,30 @@ class Node:
         self.pieces += ready.pieces
         self._step()
         self.dirty = False
+
+    def _check_promise(self, message: Message, to: MemberId) -> None:
+        """What a message says about its sender is on the sender's disk when it leaves."""
+        check(to != self.id, "nothing is sent to oneself")
+        durable = self.disk.hard_state
+        match message:
+            case PreVote() | PreVoteResponse():
+                pass
+            case RequestVote(term=term):
+                check(durable == HardState(term, self.id), "its own vote is durable")
+            case RequestVoteResponse(term=term, granted=True):
+                check(durable == HardState(term, to), "a vote is durable")
+            case AppendEntriesResponse(term=term, success=True, match_index=last):
+                self._check_holds(last, term)
+        if not isinstance(message, PreVote | PreVoteResponse):
+            check(message.term <= durable.term, "the term of a message is durable")
+
+    def _check_holds(self, last: int, term: int) -> None:
+        """The entries up to `last`, acknowledged in `term`, are on the disk."""
+        log = self.raft.log
+        if term == self.raft.term and log.base_index < last:
+            check(last <= log.last_index, "what is acknowledged is in the log")
+            (entry,) = log.entries(last, last)
+            check(self.disk.holds(entry), "what is acknowledged is durable")
 
     def apply(self, count: int | None = None) -> None:
         """Apply what is committed, or `count` entries of it; restoring comes first."""
@@ -538,6 +585,15 @@ class Node:
 
     def acknowledge(self, sender: MemberId, match_index: int) -> None:
         self.respond(sender, AppendEntriesResponse(self.raft.term, True, match_index))
+
+
+THREE = configuration([1, 2, 3])
+FIVE = configuration([1, 2, 3, 4, 5])
+
+
+def node_with(terms: Sequence[int] = (), term: int = 1, voted_for: MemberId = NOBODY) -> Node:
+    """Node 2 of three, freshly started with a log of these terms."""
+    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 def leader_of(

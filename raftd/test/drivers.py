@@ -32,7 +32,7 @@ from raftd.core.messages import (
 from raftd.core.settings import Settings
 from raftd.errors import Fatal, RaftdError
 from raftd.events import Observer
-from raftd.interfaces import IPeer, IStateMachine, ITransport
+from raftd.interfaces import Done, INode, IPeer, IStateMachine, ITransport, NodeStatus
 from raftd.node import Node
 from raftd.replica import ReplicaOptions
 from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
@@ -155,6 +155,34 @@ class ClusterTestCase(SynchronousTestCase):
 
 
 # -- one node among stubs ------------------------------------------------------
+
+
+@implementer(INode)
+class IdleNode:
+    """What each test's own stand-in for a node begins with: one that is asked nothing."""
+
+    def propose(self, data: bytes, done: Done[bytes]) -> None:
+        raise NotImplementedError
+
+    def read(self, done: Done[None]) -> None:
+        raise NotImplementedError
+
+    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
+        raise NotImplementedError
+
+    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
+        raise NotImplementedError
+
+    def change_membership(
+        self, changes: Sequence[Change], force: bool
+    ) -> Deferred[Configuration]:
+        raise NotImplementedError
+
+    def transfer(self, successor: MemberId | None) -> Deferred[None]:
+        raise NotImplementedError
+
+    def status(self) -> NodeStatus:
+        raise NotImplementedError
 
 
 @implementer(IPeer)
@@ -281,7 +309,7 @@ class Alone:
         self.transport = StubTransport()
         self.fatal: list[Fatal] = []
         self.machine = state_machine or Journal()
-        self.snapshots.recover(self.machine, self.log.base_index)
+        self.snapshots.recover(self.machine, self.log.base_index, self.log.entries)
         self.node = Node(
             self.clock,
             member=members[0],

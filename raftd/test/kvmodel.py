@@ -176,7 +176,7 @@ class Attempt:
             result = self.step(step)
         puts = [record for record in self.changes if record.version]
         if puts and 0 < model.quota_bytes < model.size_bytes + sum(map(size, puts)):
-            refuse("no_space")
+            refuse("quota_reached")
         model.leases = self.leases
         if self.changes:
             model.states.append(self.state)

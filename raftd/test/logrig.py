@@ -78,10 +78,13 @@ class Rig:
         self.workers = workers
         self.persisted: list[int] = []
         self.failures: list[Fatal] = []
+        #: What was said about room on the disk, to one who asks.
+        self.space: list[bool] = []
         self.number = 0
 
-    def start(self) -> Rig:
-        self.wal.start(self.persisted.append, self.failures.append)
+    def start(self, *, asks_for_space: bool = False) -> Rig:
+        space = self.space.append if asks_for_space else None
+        self.wal.start(self.persisted.append, self.failures.append, space)
         return self
 
     @property

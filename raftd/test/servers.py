@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from raftd.kv.results import DeleteResult, KeyValue, PutResult, Result
 from raftd.node import Node
 from raftd.replica import ReplicaOptions
 from raftd.server import Server, ServerOptions
+from raftd.test.processes import free_ports
 
 #: What a server is told for itself; everything else is for its replica.
 SERVER_OPTIONS = ("listen", "insecure", "learner")
@@ -36,16 +36,10 @@ LOOK_S = 0.005
 _reactor: Any = reactor
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on at the moment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def free_name() -> str:
-    return f"127.0.0.1:{free_port()}"
+    """A name of this machine, on a port that nothing listens on at the moment."""
+    (port,) = free_ports(1)
+    return f"127.0.0.1:{port}"
 
 
 async def until(condition: Callable[[], object], what: str = "it") -> None:

@@ -119,6 +119,16 @@ class Operation(NamedTuple):
     offset: int = 0
 
 
+def fail_on(*names: str) -> Callable[[Operation], None]:
+    """For `SimulatedDisk.before`: operations of these names fail, and do nothing."""
+
+    def before(operation: Operation) -> None:
+        if operation.name in names:
+            raise OSError(errno.EIO, "Input/output error")
+
+    return before
+
+
 class SimulatedDisk(Files):
     """
     The root directory `/`, in memory.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from raftd.core.membership import Configuration
-from raftd.core.messages import Command, Member
+from raftd.core.messages import Command, Entry, Member
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import RaftdError
 from raftd.interfaces import IRestore, IStateMachine
@@ -137,8 +137,10 @@ class StoreRig:
         )
         self.machine = DictMachine()
 
-    def recover(self, log_base_index: int | None = None) -> StoreRig:
-        self.store.recover(self.machine, log_base_index)
+    def recover(
+        self, log_base_index: int | None = None, log_entries: Sequence[Entry] = ()
+    ) -> StoreRig:
+        self.store.recover(self.machine, log_base_index, log_entries)
         return self
 
     def step(self) -> bool:

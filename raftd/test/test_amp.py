@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump, connect
@@ -747,6 +747,58 @@ class RoutingTests(SynchronousTestCase):
         self.assertTrue(first.is_aborted)
         self.assertFalse(second.is_aborted or bulk.is_aborted)
 
+    def test_30_one_under_another_name_does_not(self) -> None:
+        """The node has been given another name, and is found under both."""
+        pair = Pair(connect=False)
+        hellos = [
+            msgspec.structs.replace(HELLO, to_name=f"bob{i}:4002")
+            for i in range(net_amp.MAX_NAMES_OF_NODE + 1)
+        ]
+        first, second, *others = (Served(hello, pair) for hello in hellos[:-1])
+        bulk = Served(BULK_HELLO, pair)
+        self.assertFalse(first.is_aborted or second.is_aborted)
+        again = Served(hellos[1], pair)
+        self.assertEqual((first.is_aborted, second.is_aborted), (False, True))
+        Served(hellos[-1], pair)
+        self.assertTrue(first.is_aborted, "there is no bound")
+        for other in (again, bulk, *others):
+            self.assertFalse(other.is_aborted)
+
+    def test_38_two_nodes_with_one_identity_are_found_out(self) -> None:
+        """Each in turn takes the place of the other, for as long as both run."""
+        pair = Pair(connect=False)
+        moved = msgspec.structs.replace(HELLO, name="copy:4009")
+
+        def lines(*hellos: HelloRequest, every_s: float) -> list[str]:
+            with capturedLogs() as events:
+                for hello in hellos:
+                    pair.clock.advance(every_s)
+                    Served(hello, pair)
+            return [str(formatEvent(event)) for event in events]
+
+        self.assertEqual(lines(*[BULK_HELLO] * 9, every_s=1.0), [], "once is enough")
+        self.assertEqual(lines(HELLO, moved, HELLO, moved, every_s=1.0), [])
+        (said,) = lines(HELLO, moved, HELLO, moved, every_s=1.0)
+        self.assertIn(f"{ALICE.id:016x}", said)
+        self.assertIn("copy:4009 from a peer", said)
+        self.assertIn(f"{ALICE.name} from a peer", said)
+        self.assertIn("Stop the copy", said)
+        # Not again and again; and again, if it goes on.
+        self.assertEqual(len(lines(*[HELLO, moved] * 25, every_s=1.0)), 0)
+        self.assertEqual(len(lines(*[HELLO, moved] * 30, every_s=1.0)), 1)
+
+    def test_one_node_whose_connections_break_is_no_two(self) -> None:
+        pair = Pair(connect=False)
+        with capturedLogs() as events:
+            for _ in range(20):  # half open at this end, now and then
+                Served(HELLO, pair)
+                Served(BULK_HELLO, pair)
+                pair.clock.advance(net_amp.TAKEOVERS_WITHIN_S / 2)
+            for _ in range(20):  # closed at this end too, however often
+                served = Served(HELLO, pair)
+                served.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(events, [])
+
     def test_heard_from(self) -> None:
         pair = Pair(connect=False)
         heard: list[int] = []
@@ -1081,14 +1133,55 @@ class FuzzTests(SynchronousTestCase):
         served = self.feed(hello, pieces)
         self.assertEqual(served.server._calls, {})
 
-    @settings(derandomize=True, max_examples=150, deadline=None, database=None)
-    @given(st.integers(0, len(EXAMPLES) - 1), st.integers(0, 10**6), st.integers(0, 255))
+    #: Most of a large box is payload; what is peculiar comes first.
+    places = st.one_of(st.integers(0, 250), st.integers(0, 10**6))
+
+    @settings(derandomize=True, max_examples=400, deadline=None, database=None)
+    @given(st.integers(0, len(EXAMPLES) - 1), places, st.integers(0, 255))
     def test_one_byte_changed(self, which: int, where: int, byte: int) -> None:
+        """
+        It gets one answer, or the connection is closed without any; and the node
+        is asked nothing but what the bytes say, to which it answers.
+        """
         question = EXAMPLES[which][0]
         hello = BULK_HELLO if isinstance(question, BULK_QUESTIONS) else HELLO
-        data = bytearray(request(question))
+        intact = request(question)
+        data = bytearray(intact)
         data[where % len(data)] = byte
-        self.feed(None if type(question) is HelloRequest else hello, [bytes(data)])
+        served = self.feed(None if type(question) is HelloRequest else hello, [bytes(data)])
+        answers, asked = served.sent(), served.node.asked
+        self.assertEqual(len(answers) + served.is_aborted, 1)
+        self.assertLessEqual(len(asked), sum(b"_answer" in answer for answer in answers))
+        if answers:
+            # The box is whole: Twisted's own parser finds it, and what it says.
+            [fields] = parsed(bytes(data))
+            [answer] = answers
+            self.assertEqual(answer.get(b"_answer", answer.get(b"_error")), fields[b"_ask"])
+            rpc = commands.RPC_OF_NAME.get(fields[b"_command"])
+            self.assertEqual(rpc is None, answer.get(b"_error_code") == b"UNHANDLED")
+        for what in asked:
+            assert rpc is not None
+            assert isinstance(what, tuple)
+            said = rpc.read_request(fields)
+            self.assertEqual(type(said), type(question))
+            if what[0] == "receive":
+                self.assertEqual(what, ("receive", ALICE.id, said))
+        if bytes(data) == intact and type(question) is not commands.JoinRequest:
+            self.assertIn(b"_answer", answers[0])
+            self.assertEqual(len(asked), type(question) is not HelloRequest)
+
+    def test_text_that_is_none_is_refused(self) -> None:
+        """MessagePack does not say what bytes a text has; and nothing here raises for them."""
+        for name in (b"d:4", b"add_learner", b"e:5"):
+            data = request(commands.ChangeMembershipRequest(CHANGES, True, 10))
+            served = self.feed(BULK_HELLO, [data.replace(name, b"\xeb" + name[1:])])
+            self.assertEqual((served.is_aborted, served.node.asked), (True, []))
+        with self.assertRaises(ProtocolViolation):
+            arguments.Outcomes().fromString(b"\x91\x92\xa1\xeb\xa1x")
+        encoded = arguments.ConfigurationArgument().toString(CONFIGURATION)
+        with self.assertRaises(ProtocolViolation):
+            bad = encoded.replace(b"alice", b"\xeblice")
+            arguments.ConfigurationArgument().fromString(bad)
 
 
 class InteropTests(SynchronousTestCase):

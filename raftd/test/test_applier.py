@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -63,6 +64,32 @@ class ApplierTests(SynchronousTestCase):
             slices += 1
         self.assertGreater(slices, 3)
         self.assertEqual(self.machine.operations, [b"slow", b"after"])
+
+    def test_53_many_applications_are_cut_into_slices(self) -> None:
+        apply = self.machine.apply
+
+        def taking_time(*arguments: Any) -> Any:
+            self.clock.rightNow += 0.001
+            return apply(*arguments)
+
+        self.patch(self.machine, "apply", taking_time)
+        self._add(1, *[b"x"] * 50)
+        more = True
+        while more:
+            began = self.clock.seconds()
+            more = self.applier.run()
+            self.assertLessEqual(self.clock.seconds() - began, APPLY_SLICE_S + 0.002)
+        self.assertEqual(len(self.machine.operations), 50)
+
+    def test_27_nobody_is_told_before_all_is_applied(self) -> None:
+        for index in (1, 2):
+            self.applier.when_applied(index, partial(self.events.append, index))
+            self.assertEqual(self.events, [])
+        self._add(1, b"a")
+        self.applier.run()
+        self.assertEqual(self.events, [(1, b"1"), 1])
+        self.applier.when_applied(2, partial(self.events.append, "late"))
+        self.assertEqual(self.events, [(1, b"1"), 1])
 
     def test_whoever_waits_may_wait_for_more(self) -> None:
         def again() -> None:

@@ -86,10 +86,43 @@ class RestartTests(SynchronousTestCase):
         self.assertEqual(raft.commit_index, 0)
         self.assertEqual(self.committed(raft), [])
 
-    def test_27_never_more_than_there_is(self) -> None:
-        raft = restarted(log_of(THREE, 1, 2, 2), 99)
-        self.assertEqual(raft.commit_index, 3)
-        self.assertEqual(self.committed(raft), [1, 2, 3])
+    def test_51_a_log_that_has_lost_its_end(self) -> None:
+        """
+        No crash leaves it: what says how far the log is committed is written
+        with all of these entries or after them.  With its vote, 4 could be
+        replaced, which others were told is committed.
+        """
+        for snapshot in (None, snapshot_at(2, 2)):
+            with self.assertRaises(InvariantViolated) as caught:
+                restarted(log_of(THREE, 1, 2, 2), 4, snapshot=snapshot)
+            self.assertIn("up to entry 4", str(caught.exception))
+            self.assertIn("ends with entry 3: its end was lost", str(caught.exception))
+        restarted(log_of(THREE, 1, 2, 2), 3)
+
+    def test_51_a_snapshot_of_another_history(self) -> None:
+        """What is committed has one term; the log must not be dropped for a snapshot's sake."""
+        entries = log_of(THREE, 1, 2, 2, 3)
+        for commit_index, base, last, term in (
+            (3, (0, 0), 3, 3),  # known to be committed, in another term
+            (4, (0, 0), 3, 3),
+            (3, (0, 0), 2, 1),
+            (0, (3, 2), 3, 3),  # compacted, so committed, in another term
+            (6, (0, 0), 5, 3),  # the log does not even lead up to it
+        ):
+            with self.assertRaises(InvariantViolated) as caught:
+                restarted(
+                    entries[base[0] :],
+                    commit_index,
+                    snapshot=snapshot_at(last, term),
+                    base=base,
+                )
+            sentence = f"does not hold entry {last} of term {term}"
+            self.assertIn(sentence, str(caught.exception))
+        # What is not known to be committed gives way to it.
+        raft = restarted(entries, 2, snapshot=snapshot_at(3, 3))
+        self.assertEqual((raft.log.base_index, raft.log.last_index), (3, 3))
+        raft = restarted(entries, 2, snapshot=snapshot_at(7, 3))
+        self.assertEqual((raft.log.base_index, raft.log.last_index), (7, 7))
 
     def test_27_behind_a_snapshot(self) -> None:
         """What the state machine was restored from is not applied again."""

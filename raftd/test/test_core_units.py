@@ -61,6 +61,7 @@ from raftd.test.core_clusters import Safety, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -71,8 +72,6 @@ from raftd.test.cores import (
     member,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 class Quorums(SynchronousTestCase):
@@ -589,7 +588,8 @@ class Configurations(SynchronousTestCase):
     def test_encoding(self) -> None:
         joint = configuration([1, 2], learners=[3], outgoing=[2, 4])
         self.assertEqual(decode_configuration(encode_configuration(joint)), joint)
-        for garbage in (b"", b"\xc1", b"\x91\x01", b"\x93\x91\x01\x90\x90"):
+        no_text = b"\x94\x91\x92\x01\xa1\xeb\x90\x90\x90"
+        for garbage in (b"", b"\xc1", b"\x91\x01", b"\x93\x91\x01\x90\x90", no_text):
             with self.assertRaises(ProtocolViolation):
                 decode_configuration(garbage)
 

@@ -83,7 +83,7 @@ class LibraryPageTests(TestCase):
         values = self.page.namespace
         replicas = [*values.get("replicas", ()), values.get("shared")]
         if not self.page.is_over:
-            stopping = [Deferred.fromCoroutine(r.stop()) for r in replicas if r is not None]
+            stopping = [r.stop() for r in replicas if r is not None]
             await gatherResults([d.addErrback(lambda _: None) for d in stopping])
 
     async def test_everything_on_the_page(self) -> None:

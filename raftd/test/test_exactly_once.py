@@ -13,7 +13,7 @@ from raftd.events import Event, SnapshotTaken
 from raftd.replica import ReplicaOptions
 from raftd.session_client import Session
 from raftd.sessions import OPEN_SESSION, Sessions, decode_result
-from raftd.test.test_session_client import Log
+from raftd.test.drivers import Journal
 from raftd.testing import Cluster
 
 
@@ -21,7 +21,7 @@ class Counted(Sessions):
     """Counts the entries that ask for `b"a"`, whether it is applied for them or not."""
 
     def __init__(self) -> None:
-        self.log = Log()
+        self.log = Journal()
         self.attempts = 0
         super().__init__(self.log)
 

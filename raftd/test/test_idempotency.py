@@ -25,8 +25,8 @@ from raftd.idempotency import KEY_TTL_MS, Idempotency, decode_result, retry_of
 from raftd.interfaces import IStateMachine
 from raftd.replica import ReplicaOptions
 from raftd.slices import frame
-from raftd.test.drivers import Answer
-from raftd.test.test_sessions import Large, Log, Slow
+from raftd.test.drivers import Answer, Journal
+from raftd.test.test_sessions import Large, Slow
 from raftd.testing import Cluster
 
 encode = msgspec.msgpack.encode
@@ -37,7 +37,7 @@ def key(name: bytes | int, body: bytes = b"", method: str = "PUT") -> bytes:
     return retry_of(data, method, b"/db/a?ttl=1", body)
 
 
-class Refusing(Log):
+class Refusing(Journal):
     """Answers `full`, and changes nothing, until there is room; refuses `never` for good."""
 
     has_room = False
@@ -54,8 +54,8 @@ class Refusing(Log):
 class Machine:
     """A wrapped machine, its log indexes and its clock."""
 
-    def __init__(self, inner: Log | None = None, **options: Any) -> None:
-        self.inner = inner or Log()
+    def __init__(self, inner: Journal | None = None, **options: Any) -> None:
+        self.inner = inner or Journal()
         self.machine = Idempotency(self.inner, **options)
         self.index = 0
         self.now_ms = 1_000
@@ -198,7 +198,7 @@ class RuleTests(SynchronousTestCase):
             self.assertRaises(ProtocolViolation, decode_result, bad)
 
     def test_a_command_without_a_key_costs_next_to_nothing(self) -> None:
-        class Nothing(Log):
+        class Nothing(Journal):
             def apply(self, index: int, time_ms: int, command: Command) -> bytes:
                 return b""
 
@@ -415,7 +415,7 @@ class SnapshotTests(SynchronousTestCase):
             head = encode(["raftd.idempotency/1", now, count])
             return frame(head) + frame(encode(rows)) + frame(b"")
 
-        inner = b"".join(Log().snapshot())
+        inner = b"".join(Journal().snapshot())
         it = Machine()
         good = table(row(1), row(2)) + inner
         it.restored(good)
@@ -456,7 +456,7 @@ class Counted(Idempotency):
     """Counts the entries that ask for `b"a"`, whether it is applied for them or not."""
 
     def __init__(self) -> None:
-        self.log = Log()
+        self.log = Journal()
         self.attempts = 0
         super().__init__(self.log)
 

@@ -6,14 +6,17 @@ import hashlib
 from io import BytesIO
 
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from raftd.errors import BadAnswer
+from raftd.interfaces import IRestore
 from raftd.kv import backup
 from raftd.kv.backup import MAGIC, Backup, restore_backup
 
 SLICES = [b"first", b"second slice", b"x" * 100]
 
 
+@implementer(IRestore)
 class Taken:
     """An `IRestore` that keeps what it is given."""
 

@@ -172,16 +172,16 @@ class Quota(SynchronousTestCase):
     def test_without_one_there_is_no_bound(self) -> None:
         self.assertEqual(self.store.quota_bytes, 0)
         apply(self.store, SetQuota(1))
-        self.assertEqual(code_of(apply(self.store, Put(b"k", b""))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"k", b""))), "quota_reached")
         self.assertEqual(apply(self.store, SetQuota(0)), NoResult())
         self.assertEqual(apply(self.store, Put(b"k", b"")), PutResult(2, True))
 
     def test_it_is_reached_exactly(self) -> None:
         apply(self.store, SetQuota(2 * (VERSION_OVERHEAD_BYTES + 1)))
         apply(self.store, Put(b"a", b""))
-        self.assertEqual(code_of(apply(self.store, Put(b"b", b"1"))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"b", b"1"))), "quota_reached")
         self.assertEqual(apply(self.store, Put(b"b", b"")), PutResult(3, True))
-        self.assertEqual(code_of(apply(self.store, Put(b"b", b""))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"b", b""))), "quota_reached")
 
     def test_a_full_store_serves_reads_and_deletes_and_opens_again(self) -> None:
         """A delete and a compaction make room."""
@@ -191,11 +191,11 @@ class Quota(SynchronousTestCase):
             n += 1
         self.assertEqual(n, 10)
         before = self.store.digest()
-        self.assertEqual(code_of(apply(self.store, Put(b"0", b"w" * 100))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"0", b"w" * 100))), "quota_reached")
         self.assertEqual(self.store.digest(), before)
         self.assertEqual(len(self.store.range(ALL).kvs), 10)
         self.assertEqual(apply(self.store, DeleteRange(b"0", b"5")), DeleteResult(12, 5))
-        self.assertEqual(code_of(apply(self.store, Put(b"0", b"w" * 100))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"0", b"w" * 100))), "quota_reached")
         self.assertEqual(apply(self.store, Compact(12)), CompactResult(12))
         self.assertEqual(apply(self.store, Put(b"0", b"w" * 100)), PutResult(13, True))
 

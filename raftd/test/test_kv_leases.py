@@ -103,7 +103,7 @@ class LeaseTests(SynchronousTestCase):
         apply(self.store, GrantLease(1, 1000))
         apply(self.store, Put(b"k", b"", 1))
         self.store.quota_bytes = 1
-        self.assertEqual(code_of(apply(self.store, Put(b"k", b""))), "no_space")
+        self.assertEqual(code_of(apply(self.store, Put(b"k", b""))), "quota_reached")
         self.assertEqual(apply(self.store, RevokeLease(1)), RevokeResult(3, 1))
 
     def test_53_revoking_is_applied_in_steps_and_seen_as_a_whole(self) -> None:

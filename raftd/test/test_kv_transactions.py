@@ -371,11 +371,12 @@ class Bounds(TransactionCase):
         """It is refused before anything is changed."""
         each = VERSION_OVERHEAD_BYTES + 2
         apply(self.store, SetQuota(3 * each))
-        self.assertEqual(self.refused(*(put(b"%d" % n, b"v") for n in range(4))), "no_space")
+        four = [put(b"%d" % n, b"v") for n in range(4)]
+        self.assertEqual(self.refused(*four), "quota_reached")
         self.run_steps(*(put(b"%d" % n, b"v") for n in range(3)))
         self.assertEqual(self.store.size_bytes, 3 * each)
-        self.assertEqual(self.refused(put(b"0", b"")), "no_space")
-        self.assertEqual(self.refused(PutWith(b"0", b"", keep_value=True)), "no_space")
+        self.assertEqual(self.refused(put(b"0", b"")), "quota_reached")
+        self.assertEqual(self.refused(PutWith(b"0", b"", keep_value=True)), "quota_reached")
         # What does not put goes on.
         result = self.run_steps(Range(b"0"), DeleteRangeWith(b"0", b"2"), GrantLease(1, 1000))
         self.assertEqual(result.results[1], DeleteResult(3, 2))

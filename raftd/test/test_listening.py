@@ -6,10 +6,17 @@ import errno
 import socket
 from typing import Any, cast
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    capturedLogs,
+    formatEvent,
+    globalLogPublisher,
+)
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.errors import BadAnswer
@@ -17,9 +24,14 @@ from raftd.listening import check_exposure, close, is_loopback, listen, resolve
 
 
 class FakePort:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, port: int) -> None:
         self.address = address
+        self.port = port
         self.stopped = False
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        family = IPv6Address if ":" in self.address else IPv4Address
+        return family("TCP", self.address, self.port)
 
     def stopListening(self) -> None:
         self.stopped = True
@@ -36,7 +48,7 @@ class FakeReactor:
         if interface in self.errors:
             number = self.errors[interface]
             raise CannotListenError(interface, port, OSError(number, "no"))
-        self.ports.append(FakePort(interface))
+        self.ports.append(FakePort(interface, port))
         return self.ports[-1]
 
 
@@ -106,6 +118,15 @@ class ExposureTests(SynchronousTestCase):
 
 
 class ListenTests(SynchronousTestCase):
+    def test_one_line_says_where(self) -> None:
+        for addresses, where in (
+            (["127.0.0.1", "::1"], "127.0.0.1:4001 and [::1]:4001"),
+            (["10.0.0.1"], "10.0.0.1:4001"),
+        ):
+            with capturedLogs() as events:
+                listen(FakeReactor({}), addresses, 4001, Factory())
+            self.assertEqual([formatEvent(e) for e in events], [f"Listening on {where}."])
+
     def test_family_that_the_machine_lacks_is_skipped(self) -> None:
         for number in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             reactor = FakeReactor({"::1": number})

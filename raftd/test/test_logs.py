@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import os
 import threading
+import warnings
 
-from twisted.logger import LogLevel, jsonFileLogObserver, textFileLogObserver
+from twisted.logger import (
+    LogLevel,
+    globalLogBeginner,
+    jsonFileLogObserver,
+    textFileLogObserver,
+)
+from twisted.python.log import LogPublisher as LegacyLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import logs
@@ -49,6 +56,20 @@ class HeldLogTests(SynchronousTestCase):
         self.log(event("three"))
         self.assertEqual(self.messages(), ["one", "two", "three"])
         self.assertTrue(self.log.released)
+
+    def test_what_twisted_says_of_ports_is_left_out(self) -> None:
+        self.log.release(self.place.put)
+        logger = LegacyLogPublisher(
+            publishPublisher=self.log, logBeginner=globalLogBeginner, warningsModule=warnings
+        )
+        logger.msg("PortFactory starting on 4001")
+        logger.msg("(TCP Port 4001 Closed)")
+        logger.msg("Something is starting on 4001")
+        self.log(event("PortFactory starting on 4001"))
+        self.assertEqual(
+            self.messages(),
+            ["Something is starting on 4001", "PortFactory starting on 4001"],
+        )
 
     def test_what_is_held_is_bounded_and_the_rest_is_counted(self) -> None:
         for number in range(8):
@@ -108,6 +129,7 @@ class OutletTests(SynchronousTestCase):
         self.addCleanup(self.go_on.set)
 
     def slow(self, text: str) -> None:
+        self.assertIsNot(threading.current_thread(), threading.main_thread())
         self.stuck.set()
         self.go_on.wait(30)
         self.written.append(text)

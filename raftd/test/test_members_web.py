@@ -16,7 +16,6 @@ from twisted.internet.interfaces import IReactorTCP, IReactorTime
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from raftd.core.membership import (
@@ -46,6 +45,7 @@ from raftd.errors import (
 )
 from raftd.interfaces import Done, INode, MemberStatus, NodeStatus
 from raftd.net.http1 import HTTPFactory
+from raftd.test.drivers import IdleNode
 from raftd.test.webs import Answer, FakeDatabase, FakeRequest, WebCase
 from raftd.web.bodies import MAX_JSON_BYTES
 from raftd.web.routes import Routes, Site
@@ -69,8 +69,7 @@ def status(role: str, leader: Member | None, *members: MemberStatus) -> NodeStat
     return NodeStatus(A, 0xABC, role, 7, leader, 3, 20, 19, 18, 2, 12.3, members)
 
 
-@implementer(INode)
-class FakeNode:
+class FakeNode(IdleNode):
     """Remembers what it was asked, and answers what the test wants."""
 
     def __init__(self) -> None:
@@ -87,15 +86,6 @@ class FakeNode:
         self.reads: list[Done[None]] | None = None
         self.asked: list[tuple[object, ...]] = []
         self.answer: Deferred[Any] | None = None
-
-    def propose(self, data: bytes, done: Done[bytes]) -> None:
-        raise NotImplementedError
-
-    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
-        raise NotImplementedError
-
-    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
-        raise NotImplementedError
 
     def read(self, done: Done[None]) -> None:
         if self.reads is not None:
@@ -126,9 +116,6 @@ class MembersCase(WebCase):
         self.routes = Routes("26.11.0", Clock())
         self.routes.site = Site(self.cluster, self.database)
 
-    def test_fakes(self) -> None:
-        self.assertTrue(verifyObject(INode, self.cluster))
-
     def send(self, method: str, target: bytes, value: object = None) -> Answer:
         """With `value` as JSON, or as it is if it is bytes, or no body if it is None."""
         body = b"" if value is None else value
@@ -152,6 +139,9 @@ class MembersCase(WebCase):
 
 
 class Looking(MembersCase):
+    def test_the_fake_is_what_it_stands_for(self) -> None:
+        self.assertTrue(verifyObject(INode, self.cluster))
+
     def test_members(self) -> None:
         """As in /status, on a leader with what only it knows."""
         for method in ("GET", "HEAD"):

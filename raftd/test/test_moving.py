@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -13,6 +14,8 @@ from raftd.core.messages import Heartbeat, Member, MemberId, Request, Response
 from raftd.errors import PeerUnreachable, RaftdError
 from raftd.interfaces import IPeer
 from raftd.moving import MovingPeer
+
+PATIENCE_S = 5.0
 
 
 @implementer(IPeer)
@@ -60,7 +63,8 @@ class Place:
 class MovingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.old, self.new = Place("a:1", True), Place("b:1", False)
-        self.peer = MovingPeer(self.old, self.new)
+        self.clock = Clock()
+        self.peer = MovingPeer(self.old, self.new, self.clock, PATIENCE_S)
 
     def ask_everything(self) -> None:
         for answer in (
@@ -82,6 +86,7 @@ class MovingTests(SynchronousTestCase):
         self.new.connected = True
         self.ask_everything()
         self.assertEqual((self.old.asked, self.new.asked), (6, 6))
+        self.clock.advance(PATIENCE_S)
         self.assertTrue(self.old.is_closed)
         self.assertFalse(self.new.is_closed)
 
@@ -95,13 +100,33 @@ class MovingTests(SynchronousTestCase):
 
     def test_moved_again_before_it_has_arrived(self) -> None:
         third = Place("c:1", False)
-        peer = MovingPeer(self.peer, third)
+        peer = MovingPeer(self.peer, third, self.clock, PATIENCE_S)
         self.failureResultOf(peer.send(Heartbeat(1, 0, 0)), PeerUnreachable)
         self.assertEqual((self.old.asked, self.new.asked), (1, 0))
         third.connected = True
         self.failureResultOf(peer.send(Heartbeat(1, 0, 0)), PeerUnreachable)
         self.assertEqual(third.asked, 1)
+        self.clock.advance(PATIENCE_S)
         self.assertTrue(self.old.is_closed and self.new.is_closed)
+
+    def test_30_what_it_was_asked_before_has_its_time(self) -> None:
+        """It may answer at both places for a while."""
+        self.new.connected = True
+        self.ask_everything()
+        self.clock.advance(PATIENCE_S - 0.1)
+        self.ask_everything()
+        self.assertEqual((self.old.asked, self.new.asked), (0, 12))
+        self.assertFalse(self.old.is_closed)
+        self.clock.advance(0.1)
+        self.assertTrue(self.old.is_closed)
+        self.assertFalse(self.new.is_closed)
+
+    def test_closed_while_that_time_runs(self) -> None:
+        self.new.connected = True
+        self.assertTrue(self.peer.connected)
+        self.successResultOf(self.peer.close())
+        self.assertTrue(self.old.is_closed and self.new.is_closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_closed_at_both_places(self) -> None:
         self.successResultOf(self.peer.close())

@@ -6,6 +6,8 @@ Numbers in names are those of the list of defects that other systems have shippe
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 from raftd.core.messages import (
@@ -20,6 +22,7 @@ from raftd.errors import (
     OutcomeUnknown,
     Stopped,
     StorageFailed,
+    TooStale,
 )
 from raftd.kv.interfaces import LOCAL
 from raftd.kv.operations import Put
@@ -217,21 +220,21 @@ class ReadTests(ClusterTestCase):
         cluster.await_agreement()
         for name in list(cluster.nodes):
             cluster.crash(name)
+        seen: dict[str, tuple[object, list[bytes]]] = {}
+
+        def answered(name: str, outcome: object) -> None:
+            seen[name] = outcome, list(cluster.machines[name].operations)
+
         for name in cluster.members:
             cluster.restart(name)
             cluster.machines[name].clock = cluster.clock
-            cluster.machines[name].steps = 200
-        cluster.await_leader()
-        reads = {name: self.read(cluster, name) for name in cluster.nodes}
-        seen: dict[str, bool] = {}
-        while len(seen) < 3:
-            cluster.advance(0.001)
-            for name, answer in reads.items():
-                if answer.given and name not in seen:
-                    self.assertIsNone(answer.outcome)
-                    operations = cluster.machines[name].operations
-                    self.assertEqual(operations, [b"a", b"slow", b"last"], name)
-                    seen[name] = True
+            # They know what was committed, and are at it for longer than the
+            # election takes that the reads wait for.
+            cluster.machines[name].steps = 500
+            cluster.nodes[name].read(partial(answered, name))
+        cluster.advance_until(lambda: len(seen) == 3)
+        for name in cluster.members:
+            self.assertEqual(seen[name], (None, [b"a", b"slow", b"last"]), name)
 
     def test_24_read_sees_what_another_node_has_acknowledged(self) -> None:
         cluster = StoreCluster(3)
@@ -295,6 +298,40 @@ class ReadTests(ClusterTestCase):
         alone.node.read_recent(alone.clock.seconds() - asked_at - 0.001, recent[1])
         self.assertTrue(recent[0].given)
         self.assertFalse(recent[1].given)
+
+    def test_recent_read_that_cannot_be_had_says_how_old_the_state_is(self) -> None:
+        cluster, leader, (one, other) = self.led(3, Journal)
+        self._read_recent(cluster, one, 0.5)
+        cluster.advance(0.1)
+        cluster.partition([one], [leader, other])
+        self.assertTrue(self._read_recent(cluster, one, 0.5).given)
+        cluster.advance(2.0)
+        late = self._read_recent(cluster, one, 0.5)
+        cluster.advance_until(lambda: late.given)
+        self.assertOutcome(late, TooStale)
+        said = str(late.outcome)
+        (age,) = re.findall(r"up to date (\d+\.\d{3}) s ago", said)
+        self.assertGreater(float(age), 2.1)
+        self.assertIn("at most 0.500 s was asked for", said)
+        self.assertIn("reaches 1 of 3 voters", said)
+        # What is old enough for one is not too old for another.
+        self.assertTrue(self._read_recent(cluster, one, float(age) + 0.1).given)
+
+    def test_recent_read_at_a_node_that_never_confirmed_any(self) -> None:
+        alone = Alone(3)
+        recent: Answer[None] = Answer()
+        alone.node.read_recent(60.0, recent)
+        alone.advance(10.0)
+        self.assertOutcome(recent, TooStale)
+        self.assertIn("not since it started", str(recent.outcome))
+
+    def test_recent_read_at_a_node_that_has_stopped_is_no_matter_of_age(self) -> None:
+        cluster, leader, _ = self.led(1, Journal)
+        node = cluster.nodes[leader]
+        cluster.stop(leader)
+        recent: Answer[None] = Answer()
+        node.read_recent(0.001, recent)
+        self.assertOutcome(recent, Stopped)
 
     def test_recent_read_at_a_deposed_leader_is_never_older_than_asked(self) -> None:
         for seed in range(5):
@@ -366,6 +403,21 @@ class OutcomeTests(ClusterTestCase):
         cluster.advance(0.02)
         self.assertOutcome(write, OutcomeUnknown)
         self.assertOutcome(read, DidNotHappen)
+
+    def test_30_write_whose_place_another_has_taken_did_not_happen_there(self) -> None:
+        cluster, leader, others = self.led(3, Journal)
+        cluster.partition([leader], others)
+        lost = [self.propose(cluster, leader, b"lost %d" % i) for i in range(3)]
+        new = cluster.await_leader(others)
+        for i in range(6):
+            self.written(cluster, new, b"new %d" % i)
+        cluster.heal()
+        cluster.advance_until(lambda: all(answer.given for answer in lost))
+        operations = cluster.machines[leader].operations
+        for i, answer in enumerate(lost):
+            # It was tried again, for that was safe, and this is the second try's result.
+            assert isinstance(answer.outcome, bytes)
+            self.assertEqual(operations[int(answer.outcome) - 1], b"lost %d" % i)
 
     def test_30_forwarded_write_whose_leader_is_gone(self) -> None:
         for power_lost, patience_s in ((False, 0.01), (True, REQUEST_S + 0.01)):

@@ -7,6 +7,7 @@ Numbers in names are those of the list of defects that other systems have shippe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,12 +34,21 @@ from raftd.events import Event, SnapshotRestored, SnapshotTaken
 from raftd.interfaces import IRestore
 from raftd.memory_network import SNAPSHOT_TIMEOUT_S, MemoryPeer
 from raftd.slices import Unframer, frame
+from raftd.snapshotting import Snapshotter
 from raftd.statemachine import SimpleStateMachine
 from raftd.storage import snapshots
 from raftd.storage.snapshot_format import SnapshotEncoder
 from raftd.storage.snapshot_reader import SnapshotReader
 from raftd.storage.snapshots import SnapshotStore, SnapshotWriter
-from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, SlowJournal, command
+from raftd.test.drivers import (
+    Alone,
+    Answer,
+    ClusterTestCase,
+    Journal,
+    SlowJournal,
+    StubPeer,
+    command,
+)
 from raftd.testing import Cluster
 
 HEARTBEAT_S = 0.1
@@ -428,6 +438,37 @@ class BrokenOffTests(SnapshotCase):
         terms = [piece.term for _, piece in arrived]
         self.assertEqual(terms, sorted(terms))
         self.assertEqual(len(set(terms)), 2)
+
+    def test_43_sender_that_has_stepped_down_sends_no_more(self) -> None:
+        """Not even in its own term, in which nobody else may lead."""
+        snapshots, peer = Alone(1).snapshots, StubPeer(Member(2, "n2"))
+        reading: Deferred[bytes] = Deferred()
+        metadata = SnapshotMetadata(1, 1, Configuration(), 0)
+        reader = SimpleNamespace(
+            metadata=metadata, size=1, read=lambda offset, size: reading, close=lambda: None
+        )
+        self.patch(snapshots, "latest", metadata)
+        self.patch(snapshots, "open", lambda: reader)
+        lost: list[int] = []
+        raft = SimpleNamespace(term=1, leadership=object(), unreachable=lost.append)
+        never: Any = None
+        snapshotter = Snapshotter(
+            never,
+            raft,  # type: ignore[arg-type]
+            never,
+            never,
+            never,
+            snapshots,
+            0,
+            wake=lambda: None,
+            defect=self.fail,
+            on_taken=never,
+            on_restored=never,
+        )
+        snapshotter.send(2, peer)
+        raft.leadership = None
+        reading.callback(b"x")
+        self.assertEqual((peer.sent, lost), ([], [2]))
 
     def test_43_receiver_that_crashes_begins_again(self) -> None:
         cluster, _, behind, _, _ = self._half_way()

@@ -42,7 +42,9 @@ from raftd.errors import (
 from raftd.test.core_clusters import Cluster, of_voters
 from raftd.test.cores import (
     ELECTION_S,
+    FIVE,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -50,17 +52,10 @@ from raftd.test.cores import (
     heartbeats_in,
     leader_of,
     log_of,
+    node_with,
     round_in,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
-FIVE = configuration([1, 2, 3, 4, 5])
-
-
-def node_with(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
-    """Node 2 of three, freshly started with a log of these terms."""
-    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 def in_role(role: Role) -> Node:

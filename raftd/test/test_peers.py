@@ -16,7 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from raftd.core.membership import MAX_CHANGES, AddLearner, Change, Demote, Promote, Remove
@@ -50,6 +50,7 @@ from raftd.errors import (
     WrongCluster,
 )
 from raftd.interfaces import MAX_QUESTION_BYTES, IPeer
+from raftd.moving import MovingPeer
 from raftd.net import arguments, boxes, join, peers
 from raftd.net.amp import PeerServer, PeerServerFactory
 from raftd.net.arguments import MAX_FORWARDED_COMMANDS, MAX_PAYLOAD_BYTES
@@ -317,6 +318,32 @@ class CallTests(SynchronousTestCase):
         self.assertIsInstance(failure_of(answer), PeerUnreachable)
         self.assertEqual(sent, boxes.MAX_UNSENT_BYTES // (1 << 20) - 1)
         connection.drop("the test is over")
+
+
+class MovingTests(SynchronousTestCase):
+    def test_30_found_under_both_names(self) -> None:
+        """As when a host name becomes an address: nothing is lost, and nobody is suspected."""
+        pair, patience_s = Pair(), 5.0
+        answers = pair.node.open_answers()
+        on_its_way = pair.peer.forward([b"x"], 4000)
+        pair.network.flush()
+        renamed = Member(BOB.id, "bob2:4002")
+        pair.network.listening[renamed.name] = pair.factory
+        moving = MovingPeer(
+            pair.peer, pair.transport.peer(renamed), reactor_time(pair.clock), patience_s
+        )
+        with capturedLogs() as events:
+            for _ in range(30):
+                pair.network.advance(0.1)
+                self.assertTrue(moving.connected)
+            answers[0].callback([b"done"])
+            pair.network.advance(patience_s)
+        self.assertEqual(self.successResultOf(on_its_way), [b"done"])
+        levels = {event["log_level"] for event in events}
+        self.assertLessEqual(levels, {LogLevel.info})
+        self.assertTrue(moving.connected)
+        self.assertEqual(len(pair.network.links), 4)
+        self.assertEqual(len(pair.network.open_links()), 2)
 
 
 class TimeoutTests(SynchronousTestCase):
@@ -642,7 +669,11 @@ class ReconnectTests(SynchronousTestCase):
 
     def test_a_node_that_is_not_ready_is_tried_again_soon(self) -> None:
         self.pair.factory.rpc = None
-        self.refused_for(2)
+        with capturedLogs() as events:
+            self.refused_for(2)
+        # So it is at every join: no cause for a warning, at either end.
+        levels = [event["log_level"] for event in events]
+        self.assertEqual(levels, [LogLevel.info, LogLevel.info])
         self.assertLess(max(self.gaps()), peers.RETRY_MAX_S + 0.02)
         self.pair.factory.rpc = self.pair.node
         self.network.advance(1.1)
@@ -872,7 +903,7 @@ class LoopbackTests(TestCase):
         connected.addTimeout(10, reactor)
         await connected
 
-        for end in (peer._raft.connection, factory._members[ALICE.id, "raft"]):
+        for end in (peer._raft.connection, factory._members[ALICE.id, "raft", BOB.name]):
             assert end is not None
             assert end.transport is not None
             handle = end.transport.getHandle()  # type: ignore[attr-defined]

@@ -14,6 +14,8 @@ from raftd.core.messages import (
     NOBODY,
     AppendEntries,
     AppendEntriesResponse,
+    Entry,
+    EntryKind,
     HardState,
     Heartbeat,
     HeartbeatResponse,
@@ -29,7 +31,9 @@ from raftd.errors import InvariantViolated
 from raftd.test.core_clusters import Cluster, Packet, of_voters
 from raftd.test.cores import (
     ELECTION_S,
+    FIVE,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -37,17 +41,10 @@ from raftd.test.cores import (
     heartbeats_in,
     leader_of,
     log_of,
+    node_with,
     round_in,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
-FIVE = configuration([1, 2, 3, 4, 5])
-
-
-def follower(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
-    """Node 2 of three, with a log of these terms."""
-    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 class SmallClock(random.Random):
@@ -86,7 +83,7 @@ class Elections(SynchronousTestCase):
         self.assertEqual((node.raft.role, node.raft.term), (Role.LEADER, 1))
 
     def test_01_no_vote_leaves_before_it_is_durable(self) -> None:
-        node = follower()
+        node = node_with()
         node.receive(1, RequestVote(2, 0, 0))
         self.assertEqual(node.take(), [])
         node.persisted(node.disk.flush_one())
@@ -111,11 +108,43 @@ class Elections(SynchronousTestCase):
             node.persisted(node.disk.flush_one())
             self.assertIs(node.raft.role, Role.LEADER, "with its own vote it has a majority")
 
+    def test_01_an_earlier_write_is_no_vote_on_disk(self) -> None:
+        # An entry is still being written when the node votes for itself, or for another.
+        def writing() -> Node:
+            node = node_with((1,), term=1)
+            node.receive(1, AppendEntries(1, 1, 1, 0, (log_of([1, 1])[1],)), 1)
+            node.collect()
+            self.assertEqual(len(node.disk.queue), 1)
+            return node
+
+        node = writing()
+        node.time_out()
+        node.respond(3, PreVoteResponse(2, True))
+        node.collect()
+        self.assertIs(node.raft.role, Role.CANDIDATE)
+        node.persisted(node.disk.flush_one())
+        requests = [m.message for m in node.take() if isinstance(m.message, RequestVote)]
+        self.assertEqual(requests, [])
+        node.respond(3, RequestVoteResponse(2, True))
+        self.assertIs(node.raft.role, Role.CANDIDATE)
+        node.persisted(node.disk.flush_one())
+        self.assertIs(node.raft.role, Role.LEADER)
+
+        node = writing()
+        node.time.now += ELECTION_S
+        node.receive(3, RequestVote(2, 9, 9), 2)
+        node.collect()
+        node.persisted(node.disk.flush_one())
+        self.assertNotIn(2, [o.request_id for o in node.take()])
+        node.persisted(node.disk.flush_one())
+        answers = {o.request_id: o.message for o in node.take()}
+        self.assertEqual(answers[2], RequestVoteResponse(2, True))
+
     def test_01_killed_between_any_two_steps_no_two_vote_twice(self) -> None:
         # A voter is killed at every point of answering 1, then 3 asks in the same term.
         for flushed in (False, True):
             for told in (False, True):
-                node = follower()
+                node = node_with()
                 node.receive(1, RequestVote(2, 0, 0))
                 node.collect()
                 answers = []
@@ -154,11 +183,11 @@ class Elections(SynchronousTestCase):
             AppendEntries(3, 0, 0, 0, ()),
         ]
         for message in old:
-            node = follower((1, 4), term=4)
+            node = node_with((1, 4), term=4)
             answer = node.answer(1, message)  # type: ignore[arg-type]
             self.assertEqual((node.raft.term, answer.term), (4, 4))
             self.assertIs(node.raft.leader_id, NOBODY)
-        node = follower((1, 4), term=4)
+        node = node_with((1, 4), term=4)
         node.respond(1, RequestVoteResponse(3, False))
         node.respond(1, PreVoteResponse(2, False))
         self.assertEqual(node.raft.term, 4)
@@ -238,19 +267,19 @@ class Elections(SynchronousTestCase):
         self.assertIs(node.raft.role, Role.CANDIDATE)
 
     def test_08_a_pre_vote_of_ones_own_leader_is_granted(self) -> None:
-        node = follower()
+        node = node_with()
         node.answer(1, Heartbeat(1, 0, 0))
         self.assertEqual(node.answer(1, PreVote(2, 0, 0)), PreVoteResponse(2, True))
         self.assertEqual(node.answer(3, PreVote(2, 0, 0)), PreVoteResponse(1, False))
 
     def test_08_a_vote_for_ones_own_leader_is_granted(self) -> None:
-        node = follower()
+        node = node_with()
         node.answer(1, Heartbeat(1, 0, 0))
         self.assertEqual(node.answer(3, RequestVote(2, 0, 0)), RequestVoteResponse(1, False))
         self.assertEqual(node.answer(1, RequestVote(2, 0, 0)), RequestVoteResponse(2, True))
 
     def test_09_granting_a_pre_vote_refreshes_nothing(self) -> None:
-        node = follower()
+        node = node_with()
         node.answer(1, Heartbeat(1, 0, 0))
         due = node.raft.next_deadline
         node.time.now += ELECTION_S
@@ -328,7 +357,7 @@ class Replication(SynchronousTestCase):
         self.assertEqual(leader.raft.commit_index, 3)
 
     def test_14_the_commit_index_never_goes_back(self) -> None:
-        node = follower((1, 1, 1), term=1)
+        node = node_with((1, 1, 1), term=1)
         node.answer(1, AppendEntries(1, 3, 1, 3, ()))
         self.assertEqual(node.raft.commit_index, 3)
         node.answer(1, AppendEntries(1, 3, 1, 1, ()))
@@ -362,7 +391,7 @@ class Replication(SynchronousTestCase):
 
     def test_17_an_answer_acknowledges_what_the_request_carried(self) -> None:
         # The tail of term 1 at 3 and 4 may be no entry of this leader's.
-        node = follower((1, 1, 1, 1), term=1)
+        node = node_with((1, 1, 1, 1), term=1)
         entry = log_of([1, 1])[1]
         for request, last in (
             (AppendEntries(2, 1, 1, 0, (entry,)), 2),
@@ -373,7 +402,7 @@ class Replication(SynchronousTestCase):
             self.assertEqual(answer, AppendEntriesResponse(2, True, last))
 
     def test_17_an_answer_waits_for_the_entries_that_it_acknowledges(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         first, second = log_of([1, 1, 1])[1:]
         node.receive(1, AppendEntries(1, 1, 1, 0, (first,)), 1)
         node.collect()
@@ -388,7 +417,7 @@ class Replication(SynchronousTestCase):
 
     def test_17_a_write_from_before_a_truncation_acknowledges_nothing_after(self) -> None:
         # Entry 2 of term 1 is being written when entry 2 of term 2 replaces it.
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         old, new = log_of([1, 1])[1], log_of([1, 2])[1]
         node.receive(1, AppendEntries(1, 1, 1, 0, (old,)), 1)
         node.collect()
@@ -402,8 +431,17 @@ class Replication(SynchronousTestCase):
         self.assertFalse(any(m == AppendEntriesResponse(1, True, 2) for m in answers))
         self.assertEqual(terms_of(node.disk.entries), [1, 2])
 
+    def test_17_what_replaces_durable_entries_is_not_durable_for_that(self) -> None:
+        node = node_with((1, 1, 1), term=1)
+        new = log_of([1, 2, 2])[1:]
+        node.receive(3, AppendEntries(2, 1, 1, 3, tuple(new)), 1)
+        self.assertEqual(node.take(), [])
+        self.assertEqual(list(node.to_apply), log_of([1]))
+        node.flush()
+        self.assertEqual([o.message for o in node.take()], [AppendEntriesResponse(2, True, 3)])
+
     def test_17_an_answer_of_an_earlier_term_is_withdrawn(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         node.receive(1, AppendEntries(1, 1, 1, 0, (log_of([1, 1])[1],)), 1)
         node.collect()
         node.time.now += ELECTION_S
@@ -416,7 +454,7 @@ class Replication(SynchronousTestCase):
         self.assertEqual((refusal.match_index, refusal.hint_index), (2, 2))
 
     def test_18_an_old_request_cuts_nothing_off(self) -> None:
-        node = follower((1, 1, 1, 1), term=1)
+        node = node_with((1, 1, 1, 1), term=1)
         node.answer(1, AppendEntries(1, 4, 1, 0, ()))
         for request in (
             AppendEntries(1, 0, 0, 0, ()),
@@ -428,7 +466,7 @@ class Replication(SynchronousTestCase):
             self.assertEqual(terms_of(node.disk.entries), [1, 1, 1, 1])
 
     def test_18_nothing_committed_is_ever_cut_off(self) -> None:
-        node = follower((1, 1, 1), term=1)
+        node = node_with((1, 1, 1), term=1)
         node.answer(1, AppendEntries(1, 3, 1, 2, ()))
         with self.assertRaises(InvariantViolated):
             node.answer(3, AppendEntries(2, 1, 1, 0, (log_of([1, 2])[1],)))
@@ -521,7 +559,7 @@ class Replication(SynchronousTestCase):
     def test_22_what_is_replayed_equals_what_was_live(self) -> None:
         # Written, cut off while being written, appended again, partly flushed.
         for flushed in range(4):
-            node = follower((1,), term=1)
+            node = node_with((1,), term=1)
             a2, a3 = log_of([1, 1, 1])[1:]
             b2 = log_of([1, 2])[1]
             c3 = log_of([1, 2, 3])[2]
@@ -541,7 +579,7 @@ class Replication(SynchronousTestCase):
 
     def test_56_a_follower_commits_what_the_request_verified(self) -> None:
         # Its entries 3 and 4 conflict with those of the leader of term 3.
-        node = follower((1, 1, 2, 2), term=2)
+        node = node_with((1, 1, 2, 2), term=2)
         answer = node.answer(1, AppendEntries(3, 1, 1, 4, (log_of([1, 1])[1],)))
         self.assertEqual(answer, AppendEntriesResponse(3, True, 2))
         self.assertEqual(node.raft.commit_index, 2)
@@ -558,6 +596,17 @@ class Replication(SynchronousTestCase):
         sent = leader.take()
         self.assertEqual(heartbeats_in(sent, 2)[0].leader_commit, 3)
         self.assertEqual(heartbeats_in(sent, 3)[0].leader_commit, 0)
+
+
+class Times(SynchronousTestCase):
+    def test_31_the_clusters_time_goes_on_under_a_new_leader(self) -> None:
+        late = Entry(1, 1, EntryKind.NOOP, 5_000, b"")
+        node = Node(1, THREE, disk=Disk([late], HardState(1)))
+        node.become_leader()
+        node.time.now += 0.25
+        _, index = node.propose(b"x")
+        times = [e.time_ms for e in node.raft.log.entries(1, index)]
+        self.assertEqual(times, [5_000, 5_000, 5_250])
 
 
 class Reads(SynchronousTestCase):
@@ -601,6 +650,22 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.reads, [(7, 1), (8, 1)])
 
+    def test_24_an_answer_to_entries_confirms_no_round(self) -> None:
+        # They may have been sent long before the read arrived.
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+        leader.propose(b"x")
+        leader.collect()
+        leader.read(7)
+        number = round_in(leader.take())
+        leader.acknowledge(2, 2)
+        leader.respond(3, AppendEntriesResponse(1, False, 1, 0, 0))
+        leader.collect()
+        self.assertEqual(leader.reads, [])
+        leader.respond(3, HeartbeatResponse(1, number))
+        leader.collect()
+        self.assertEqual([context for context, _ in leader.reads], [7])
+
     def test_24_a_paused_leader_that_was_deposed_answers_no_read(self) -> None:
         cluster = of_voters(3)
         cluster.elect(1)
@@ -631,6 +696,19 @@ class Reads(SynchronousTestCase):
         leader.collect()
         self.assertEqual(leader.reads, [(7, 1)])
 
+    def test_25_a_leader_does_not_answer_a_read_with_less_than_a_majority(self) -> None:
+        leader = leader_of(5)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        leader.read(7)
+        number = round_in(leader.take())
+        leader.respond(2, HeartbeatResponse(1, number))
+        leader.collect()
+        self.assertEqual(leader.reads, [])
+        leader.respond(3, HeartbeatResponse(1, number))
+        leader.collect()
+        self.assertEqual(leader.reads, [(7, 1)])
+
     def test_26_reads_end_with_the_term(self) -> None:
         leader = leader_of(3)
         leader.acknowledge(2, 1)
@@ -654,7 +732,7 @@ class Reads(SynchronousTestCase):
         self.assertEqual([context for context, _ in leader.reads], [8])
 
     def test_26_an_answer_to_a_heartbeat_of_an_earlier_term_confirms_nothing(self) -> None:
-        node = follower(term=5)
+        node = node_with(term=5)
         self.assertEqual(node.answer(1, Heartbeat(4, 0, 7)), HeartbeatResponse(5, 0))
 
     def test_26_a_round_of_an_earlier_term_makes_no_stale_read(self) -> None:
@@ -727,7 +805,7 @@ class Reads(SynchronousTestCase):
 
 class Disks(SynchronousTestCase):
     def test_51_entries_that_were_acknowledged_and_are_gone_stop_the_node(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         with self.assertRaises(InvariantViolated) as caught:
             node.answer(1, Heartbeat(1, 5, 0))
         self.assertIn("was lost", str(caught.exception))

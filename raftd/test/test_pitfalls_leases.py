@@ -34,6 +34,7 @@ from raftd.test.cores import (
     HEARTBEAT_S,
     LEASES,
     SETTINGS,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -44,7 +45,6 @@ from raftd.test.cores import (
     round_in,
 )
 
-THREE = configuration([1, 2, 3])
 LEASE_S = LEASE_SHARE * ELECTION_S
 
 

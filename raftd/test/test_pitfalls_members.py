@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.core.leader import MAX_PROMOTION_LAG_ENTRIES
 from raftd.core.membership import (
     AddLearner,
+    Change,
     Configuration,
     Demote,
     Promote,
@@ -20,6 +22,7 @@ from raftd.core.membership import (
 from raftd.core.messages import (
     NOBODY,
     AppendEntries,
+    AppendEntriesResponse,
     Entry,
     EntryKind,
     HardState,
@@ -37,6 +40,7 @@ from raftd.test.core_clusters import Cluster, Packet, of_voters
 from raftd.test.cores import (
     ELECTION_S,
     HEARTBEAT_S,
+    THREE,
     Disk,
     Node,
     check,
@@ -45,21 +49,15 @@ from raftd.test.cores import (
     log_of,
     member,
     messages_to,
+    node_with,
     round_in,
     snapshot_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 def changing(index: int, term: int, to: Configuration) -> Entry:
     """The entry of a configuration."""
     return Entry(index, term, EntryKind.CONFIGURATION, 0, encode_configuration(to))
-
-
-def follower(terms: tuple[int, ...] = (), term: int = 1, voted_for: int = NOBODY) -> Node:
-    """Node 2 of three, with a log of these terms."""
-    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term, voted_for)))
 
 
 def grown(voters: int, learners: int = 0) -> Cluster:
@@ -109,7 +107,7 @@ class Membership(SynchronousTestCase):
         self.assertEqual(leader.add_learner(4), 2)
 
     def test_33_a_truncated_configuration_goes_back(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         added = configuration([1, 2, 3], learners=[4])
         data = encode_configuration(added)
         change = Entry(2, 1, EntryKind.CONFIGURATION, 0, data)
@@ -151,8 +149,34 @@ class Membership(SynchronousTestCase):
         leader = leader_of(1)
         leader.add_learner(2)
         leader.flush()
-        with self.assertRaises(NotCaughtUp):
+        with self.assertRaises(NotCaughtUp) as caught:
             leader.promote(2)
+        # Next to no entries, and yet not near: the words must not say so.
+        self.assertIn("has not answered", str(caught.exception))
+
+    def test_36_who_gets_no_vote_is_told_what_it_lacks(self) -> None:
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+
+        def why(*changes: Change) -> str:
+            with self.assertRaises(NotCaughtUp) as caught:
+                leader.change(*changes)
+            return str(caught.exception)
+
+        self.assertIn("is not a learner yet", why(AddLearner(member(4)), Promote(4)))
+        leader.add_learner(4)
+        leader.flush()
+        leader.acknowledge(2, 2)
+        self.assertIn(f"{member(4).name} has not answered", why(Promote(4)))
+        leader.acknowledge(4, 1)
+        self.assertIn("has not confirmed the last change", why(Promote(4)))
+        lag = MAX_PROMOTION_LAG_ENTRIES + 1
+        leader.propose(*[b"x"] * (lag - 1))
+        leader.flush()
+        leader.acknowledge(2, leader.raft.log.last_index)
+        self.assertIn(f"is {lag} entries behind", why(Promote(4)))
+        leader.acknowledge(4, 2)
+        leader.promote(4)
 
     def test_35_a_learner_that_does_not_know_of_its_vote_votes(self) -> None:
         node = Node(4, configuration([1, 2, 3], learners=[4]))
@@ -215,7 +239,7 @@ class Membership(SynchronousTestCase):
             self.assertIs(leader.raft.role is Role.LEADER, stays, answering)
 
     def test_33_a_joint_configuration_that_is_truncated_goes_back(self) -> None:
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         joint = configuration([3, 4, 5], outgoing=[1, 2, 3])
         node.answer(1, AppendEntries(1, 1, 1, 0, (changing(2, 1, joint),)))
         node.answer(1, AppendEntries(1, 2, 1, 0, (changing(3, 1, joint.left()),)))
@@ -224,6 +248,33 @@ class Membership(SynchronousTestCase):
         self.assertEqual((node.raft.configuration, node.raft.configuration_index), (joint, 2))
         node.answer(3, AppendEntries(3, 1, 1, 0, (Entry(2, 3, EntryKind.NOOP, 0, b""),)))
         self.assertEqual((node.raft.configuration, node.raft.configuration_index), (THREE, 0))
+
+    def test_33_a_configuration_goes_back_behind_a_compaction(self) -> None:
+        # Its entry is cut off, and that of the one before is in a snapshot.
+        node = node_with((1,), term=1)
+        before = configuration([1, 2, 3], learners=[4])
+        node.answer(1, AppendEntries(1, 1, 1, 2, (changing(2, 1, before),)))
+        node.apply()
+        node.take_snapshot()
+        after = configuration([1, 2, 3, 4])
+        node.answer(1, AppendEntries(1, 2, 1, 2, (changing(3, 1, after),)))
+        node.raft.compact(2 + node.settings.snapshot_tail_entries)
+        self.assertEqual(node.raft.log.base_index, 2)
+        self.assertEqual(node.raft.configuration, after)
+        node.answer(3, AppendEntries(2, 2, 1, 2, (Entry(3, 2, EntryKind.NOOP, 0, b""),)))
+        self.assertEqual((node.raft.configuration, node.raft.configuration_index), (before, 2))
+
+    def test_34_a_joint_configuration_that_is_committed_is_left_first(self) -> None:
+        leader = leader_of(configuration([1, 2, 3], outgoing=[1, 4, 5]))
+        for member_id in (2, 4):
+            leader.raft.receive_response(
+                member_id, AppendEntriesResponse(1, True, 1), leader.time.now
+            )
+        # It is committed and a turn has not ended yet.
+        self.assertEqual(leader.raft.commit_index, 1)
+        self.assertTrue(leader.raft.configuration.is_joint)
+        with self.assertRaises(ChangeInProgress):
+            leader.change(Rename(2, "other:1"))
 
     def test_34_no_change_until_a_joint_configuration_was_left(self) -> None:
         cluster = grown(3, learners=1)
@@ -319,27 +370,69 @@ class Membership(SynchronousTestCase):
             self.assertEqual(leader.raft.next_deadline, float("inf"))
 
     def test_36_a_leader_on_its_way_out_first_commits_what_it_has_taken_on(self) -> None:
+        """And takes on nothing more from its removal on, or there would be no end to it."""
         leader = leader_of(3)
         for member_id in (2, 3):
             leader.acknowledge(member_id, 1)
+        _, before = leader.propose(b"x")
         index = leader.change(Remove(1))
-        _, last = leader.propose(b"x")
-        leader.flush()
-        for member_id in (2, 3):
-            leader.acknowledge(member_id, index)
-        sent = leader.take()
-        self.assertEqual((leader.raft.commit_index, leader.raft.role), (index, Role.LEADER))
-        self.assertFalse(any(isinstance(o.message, TimeoutNow) for o in sent))
-        # Nothing more, or it would never end.
         self.assertTrue(leader.raft.is_handing_over)
         with self.assertRaises(NotLeader):
             leader.propose(b"y")
-        with self.assertRaises(NotLeader):
-            leader.change(Rename(2, "other:1"))
+        leader.flush()
         for member_id in (2, 3):
-            leader.acknowledge(member_id, last)
+            leader.acknowledge(member_id, before)
         leader.collect()
-        self.assertEqual((leader.raft.commit_index, leader.raft.role), (last, Role.FOLLOWER))
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (before, Role.LEADER))
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, index)
+        leader.collect()
+        self.assertEqual((leader.raft.commit_index, leader.raft.role), (index, Role.FOLLOWER))
+        self.assertEqual(leader.raft.log.last_index, index)
+
+    def test_36_a_leader_on_its_way_out_of_a_joint_configuration_takes_on_more(self) -> None:
+        """Its vote counts still; it ends with the entry that leaves the configuration."""
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        joint = leader.change(Remove(1), Demote(2))
+        leader.propose(b"x")
+        leader.flush()
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, joint + 1)
+        leader.collect()
+        with self.assertRaises(NotLeader):
+            leader.propose(b"y")
+        self.assertEqual(leader.raft.configuration_index, joint + 2)
+
+    def test_36_the_next_leader_is_not_one_that_is_let_go(self) -> None:
+        """It would have to hand over in its turn, after another election."""
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        leader.change(Demote(3), Remove(1))
+        self.assertTrue(leader.raft.configuration.is_joint)
+        with self.assertRaises(ChangeRefused):
+            leader.transfer(3)
+        # It has more of the log, and was heard from last.
+        leader.acknowledge(3, leader.raft.log.last_index)
+        leader.transfer(None)
+        assert leader.raft.leadership is not None
+        self.assertEqual(leader.raft.leadership.successor, 2)
+
+    def test_37_a_joint_configuration_is_left_while_leadership_is_handed_over(self) -> None:
+        leader = leader_of(3)
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, 1)
+        joint = leader.change(Remove(1), Demote(3))
+        leader.transfer(2)
+        leader.flush()
+        for member_id in (2, 3):
+            leader.acknowledge(member_id, joint)
+        leader.collect()
+        self.assertFalse(leader.raft.configuration.is_joint)
+        assert leader.raft.leadership is not None
+        self.assertEqual(leader.raft.leadership.successor, 2)
 
     def test_36_what_waited_for_one_that_goes_is_committed_without_it(self) -> None:
         leader = leader_of(2)
@@ -393,7 +486,7 @@ class Membership(SynchronousTestCase):
 
     def test_36_who_was_removed_stands_no_more_once_that_is_committed(self) -> None:
         for known in (False, True):
-            node = follower((1,), term=1)
+            node = node_with((1,), term=1)
             removed = changing(2, 1, configuration([1, 3], removed=[2]))
             node.answer(1, AppendEntries(1, 1, 1, 2 if known else 1, (removed,)))
             node.time_out()
@@ -408,7 +501,7 @@ class Membership(SynchronousTestCase):
 
     def test_36_a_configuration_that_was_followed_by_another_is_committed(self) -> None:
         # 2 has no vote since entry 2, and entry 3 would not be there otherwise.
-        node = follower((1,), term=1)
+        node = node_with((1,), term=1)
         demoted = configuration([1, 3], learners=[2])
         renamed = demoted.changed([Rename(3, "other:1")])
         entries = changing(2, 1, demoted), changing(3, 1, renamed)
@@ -544,6 +637,21 @@ class Membership(SynchronousTestCase):
         leader = cluster.leader()
         self.assertEqual(leader.raft.configuration, configuration([3, 4, 5], removed=[1, 2]))
         self.assertIn(leader.id, (3, 4, 5))
+
+    def test_37_who_is_on_the_way_out_stands_for_election(self) -> None:
+        # It may hold what the others have not, though the joint configuration is committed.
+        node = Node(1, configuration([4, 5, 6], outgoing=[1, 2, 3]))
+        node.time_out()
+        self.assertIs(node.raft.role, Role.PRE_CANDIDATE)
+
+    def test_38_who_was_removed_does_not_join_as_it_was(self) -> None:
+        leader = leader_of(3)
+        leader.acknowledge(2, 1)
+        leader.respond(2, HeartbeatResponse(1, 0))
+        leader.acknowledge(2, leader.change(Remove(3)))
+        with self.assertRaises(ChangeRefused) as caught:
+            leader.change(AddLearner(member(3)))
+        self.assertIn("was removed from this cluster", str(caught.exception))
 
     def test_37_who_is_on_the_way_out_can_still_lead(self) -> None:
         """

@@ -36,6 +36,7 @@ from raftd.test.cores import (
     HEARTBEAT_S,
     NO_TAIL,
     SETTINGS,
+    THREE,
     Disk,
     Node,
     Snapshot,
@@ -47,8 +48,6 @@ from raftd.test.cores import (
     snapshot_of,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
 
 
 def follower(
@@ -460,6 +459,34 @@ class Snapshots(SynchronousTestCase):
             self.assertEqual(node.raft.commit_index, max(committed, 4))
             self.assertEqual((node.raft.log.first_index, node.raft.log.last_index), (1, 6))
             self.assertEqual((node.restores, node.applied), (0, log[: max(committed, 4)]))
+
+    def test_44_a_snapshot_that_was_overtaken_on_its_way_takes_nothing_back(self) -> None:
+        # It is whole when more than it holds is committed, applied and compacted.
+        log = log_of([1] * 6)
+        node = follower((), term=1)
+        (piece,) = pieces_of(snapshot_of(log, THREE, 2), 1, 1)
+        node.receive(1, piece, 1)
+        node.collect()
+        node.keep_piece()
+        node.receive(1, AppendEntries(1, 0, 0, 6, tuple(log)), 2)
+        node.flush()
+        node.apply()
+        node.take_snapshot()
+        self.assertEqual((len(node.received), node.raft.log.base_index), (1, 6))
+        while node.received:
+            node.install()
+        node.flush()
+        node.apply()
+        self.assertEqual((node.raft.commit_index, node.raft.log.base_index), (6, 6))
+        self.assertEqual((node.restores, node.applied), (0, log))
+
+    def test_44_what_was_compacted_is_not_compacted_again(self) -> None:
+        log = Log(log_of([1, 1, 2, 2, 3, 3]))
+        log.compact(4)
+        for index in (4, 3, 1, 0):
+            log.compact(index)
+            self.assertEqual((log.base_index, log.base_term), (4, 2))
+            self.assertEqual(terms_of(log), [3, 3])
 
     def test_44_a_snapshot_is_acknowledged_when_all_of_it_is_durable(self) -> None:
         # The log holds its last entry, but not on disk yet.

@@ -9,6 +9,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import joining, probing
@@ -51,6 +52,12 @@ class ProbeTests(ServerTestCase):
         status = await self._probe(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
         self.assertEqual((status.name, status.leader), ("n:1", "n:1"))
 
+    async def test_it_leaves_the_log_alone(self) -> None:
+        name = self.listen(http(b"200 OK", msgspec.json.encode(STATUS), JSON))
+        with capturedLogs() as events:
+            await ask(name)
+        self.assertEqual(list(map(formatEvent, events)), [])
+
     async def test_no_leader(self) -> None:
         body = msgspec.json.encode({**STATUS, "leader": None})
         await self._says(NoLeaderYet, "no leader", http(b"200 OK", body, JSON))
@@ -73,6 +80,7 @@ class ProbeTests(ServerTestCase):
             http(b"404 Not Found", b""),
             http(b"200 OK", b"{}", JSON),
             http(b"200 OK", b'{"name": 1}', JSON),
+            http(b"200 OK", b'{"name": "\xeb"}', JSON),
             http(b"503 Service Unavailable", b'{"error": "x", "message": "x"}', JSON),
             http(b"200 OK", b"[" * 100_000, JSON),
             http(b"301 Moved Permanently", b"", b"Location: http://127.0.0.1:1/status\r\n"),

@@ -5,7 +5,9 @@ with a directory and a port of its own.
 
 from __future__ import annotations
 
+import inspect
 import os
+import shutil
 from typing import Any
 
 from twisted.internet import reactor
@@ -13,6 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
@@ -30,11 +33,11 @@ from raftd import (
     Rename,
     Replica,
     ReplicaOptions,
-    SimpleStateMachine,
     Stopped,
 )
 from raftd.errors import DirectoryInUse, NotReady
 from raftd.listening import close, listen
+from raftd.test.drivers import Journal
 from raftd.test.processes import free_ports
 
 OPTIONS = ReplicaOptions(
@@ -45,23 +48,6 @@ STEP_S = 0.02
 PATIENCE_S = 30.0
 
 clock: Any = reactor
-
-
-class Journal(SimpleStateMachine):
-    """Keeps all operations, in order; answers with how many there are."""
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-
-    def apply_command(self, operation: bytes) -> bytes:
-        self.operations.append(operation)
-        return b"%d" % len(self.operations)
-
-    def get_state(self) -> bytes:
-        return b"\n".join(self.operations)
-
-    def set_state(self, state: bytes) -> None:
-        self.operations = state.split(b"\n") if state else []
 
 
 class ReplicaTestCase(TestCase):
@@ -80,7 +66,7 @@ class ReplicaTestCase(TestCase):
     async def stop_all(self) -> None:
         """All at once, so that nobody waits for a successor that has gone."""
         running, self.running = self.running, []
-        await gatherResults([Deferred.fromCoroutine(r.stop()) for r in running])
+        await gatherResults([r.stop() for r in running])
 
     def replica(self, name: str, options: ReplicaOptions = OPTIONS) -> Replica:
         """A replica with the directory of this name."""
@@ -103,7 +89,7 @@ class ReplicaTestCase(TestCase):
     async def cluster(
         self, size: int, options: ReplicaOptions = OPTIONS
     ) -> tuple[list[Replica], list[str]]:
-        """That many members, `0` to begin with, and their names."""
+        """That many members, in directories that are called `0` and so on, and their names."""
         names = [f"localhost:{port}" for port in free_ports(size)]
         replicas = []
         for i, name in enumerate(names):
@@ -141,6 +127,14 @@ class ReplicaTestCase(TestCase):
 
 
 class LifeTests(ReplicaTestCase):
+    def test_what_takes_time_gives_deferreds(self) -> None:
+        """All of it: nobody need remember which has to be awaited to begin at all."""
+        for name, function in inspect.getmembers(Replica, inspect.isfunction):
+            if not name.startswith("_"):
+                self.assertFalse(inspect.iscoroutinefunction(function), name)
+        begun = self.replica("a").start("no name")
+        self.failureResultOf(begun, BadAnswer)
+
     async def test_new_cluster_joiners_and_a_restart(self) -> None:
         replicas, names = await self.cluster(3)
         for i, replica in enumerate(replicas, 1):
@@ -205,9 +199,7 @@ class LifeTests(ReplicaTestCase):
         (port,) = free_ports(1)
         joiner = self.replica("joiner")
         # Nobody can reach it, so it never catches up.
-        starting = Deferred.fromCoroutine(
-            joiner.start(f"localhost:{port}", names, listen=False)
-        )
+        starting = joiner.start(f"localhost:{port}", names, listen=False)
         await self.until(lambda: len(leader.status().members) == 3)
         await self.stop(joiner)
         self.failureResultOf(starting, Stopped)
@@ -321,6 +313,77 @@ class MemberTests(ReplicaTestCase):
         await again.start(names[2], listen=False)
         await self.until(lambda: again.recorded_name == f"localhost:{port}")
         self.assertEqual(await again.propose(b"w"), b"1")
+
+    async def test_moved_while_it_was_down_and_started_under_its_new_name(self) -> None:
+        replicas, names = await self.cluster(3)
+        member_id = replicas[2].status().member.id
+        await self.stop(replicas[2])
+        new_name, other_name = (f"localhost:{port}" for port in free_ports(2))
+        # Not before it was given that name.
+        said = await self.fails(self.replica("2").start(new_name), BadAnswer)
+        self.assertIn(f"has the name {names[2]}", said)
+        self.assertIn("PATCH /members/", said)
+        await self.stop(self.running[-1])
+        await replicas[0].change_membership([Rename(member_id, new_name)])
+        # Nor under any other.
+        said = await self.fails(self.replica("2").start(other_name), BadAnswer)
+        self.assertIn(f"has the name {new_name}", said)
+        await self.stop(self.running[-1])
+
+        again = self.replica("2")
+        with capturedLogs() as events:
+            await again.start(new_name)
+            await self.until(
+                lambda: new_name in {m.member.name for m in again.status().members}
+            )
+            await again.read()
+        # Its own log calls it by its former name at first, and is not listened to.
+        lines = [str(formatEvent(event)) for event in events]
+        self.assertEqual([line for line in lines if "start it again" in line], [])
+        self.assertEqual(again.recorded_name, new_name)
+        self.assertEqual(again.status().member.id, member_id)
+        self.assertEqual(await again.propose(b"w"), b"1")
+        self.assertEqual(await replicas[0].propose(b"w"), b"2")
+        await again.read()
+        # From here on it is an ordinary restart, for which nobody need be there.
+        await self.stop_all()
+        again = self.replica("2")
+        await again.start(new_name)
+        self.assertEqual(again.recorded_name, new_name)
+
+    async def test_a_copied_directory_under_a_name_of_its_own_takes_no_part(self) -> None:
+        replicas, names = await self.cluster(2)
+        await self.stop(replicas[1])
+        shutil.copytree(os.path.join(self.root, "1"), os.path.join(self.root, "copy"))
+        original = self.replica("1")
+        await original.start(names[1])
+        (port,) = free_ports(1)
+        copy = self.replica("copy")
+        said = await self.fails(copy.start(f"localhost:{port}"), BadAnswer)
+        self.assertIn(f"belongs to {names[1]}", said)
+        self.assertRaises(NotReady, copy.status)
+        self.assertEqual(len(original.status().members), 2)
+
+    async def test_a_new_name_that_nobody_can_confirm(self) -> None:
+        _, names = await self.cluster(2)
+        new_names = [f"localhost:{port}" for port in free_ports(2)]
+        await self.stop_all()
+        moved = self.replica("1")
+        said = await self.fails(moved.start(new_names[1]), BadAnswer)
+        self.assertIn(f"nothing is listening at {names[0]}", said)
+        self.assertIn(f"start it as {names[1]}", said)
+        # As it says: it may be asked again.
+        said = await self.fails(moved.check_name(new_names[1]), BadAnswer)
+        await moved.check_name(names[1])
+        await self.stop(moved)
+
+    async def test_a_new_name_of_who_is_alone(self) -> None:
+        (alone,), (name,) = await self.cluster(1)
+        await self.stop(alone)
+        (port,) = free_ports(1)
+        said = await self.fails(self.replica("0").start(f"localhost:{port}"), BadAnswer)
+        self.assertIn("only member", said)
+        self.assertIn(f"PATCH /members/{name}", said)
 
     async def test_learner(self) -> None:
         replicas, names = await self.cluster(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
 from raftd import replica, rescue
@@ -15,6 +17,7 @@ from raftd.errors import (
     BadAnswer,
     DirectoryDamaged,
     DirectoryInUse,
+    InvariantViolated,
     JoinFailed,
     NoQuorum,
     RaftdError,
@@ -23,7 +26,16 @@ from raftd.errors import (
 from raftd.interfaces import Stage
 from raftd.rescue import Survivor, main
 from raftd.server import Server
-from raftd.storage.directory import DataDirectory
+from raftd.storage import recovery
+from raftd.storage.directory import (
+    IDENTITY_NAME,
+    LOG_NAME,
+    SNAPSHOTS_NAME,
+    DataDirectory,
+    Identity,
+    decode_identity,
+    encode_identity,
+)
 from raftd.storage.files import Files
 from raftd.test.servers import (
     ServerTestCase,
@@ -38,17 +50,61 @@ from raftd.test.servers import (
 #: Snapshots come early, and leave little of the log.
 EARLY = {"snapshot_threshold_bytes": 2_000, "snapshot_tail_entries": 10}
 KEYS = 60
+#: Bytes until a snapshot, more than any test here writes.
+NEVER = 1 << 20
 
 
-def contents(directory: str) -> dict[str, bytes]:
-    """Every file in it."""
+def contents(directory: str) -> dict[str, str]:
+    """Every file in it, and the digest of what it holds."""
     found = {}
     for root, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(root, name)
             with open(path, "rb") as file:
-                found[os.path.relpath(path, directory)] = file.read()
+                digest = hashlib.sha256(file.read()).hexdigest()
+            found[os.path.relpath(path, directory)] = digest
     return found
+
+
+def stamps(directory: str) -> dict[str, tuple[int, int]]:
+    """When each file and directory in it was changed last, and its length."""
+    found = {}
+    for root, _, names in os.walk(directory):
+        for path in (root, *(os.path.join(root, name) for name in names)):
+            about = os.stat(path)
+            found[path] = (about.st_mtime_ns, about.st_size)
+    return found
+
+
+def rewrite_identity(directory: str, **changes: Any) -> None:
+    """Put another identity there, as an earlier step had left it."""
+    path = os.path.join(directory, IDENTITY_NAME)
+    with open(path, "rb") as file:
+        identity = decode_identity(file.read(), path)
+    with open(path, "wb") as file:
+        file.write(encode_identity(msgspec.structs.replace(identity, **changes)))
+
+
+def recorded_stage(directory: str) -> Stage:
+    path = os.path.join(directory, IDENTITY_NAME)
+    with open(path, "rb") as file:
+        return decode_identity(file.read(), path).stage
+
+
+def leave_torn(directory: str) -> None:
+    """Let the log end as a crash in the middle of a write leaves it."""
+    with open(os.path.join(directory, IDENTITY_NAME), "rb") as file:
+        identity = decode_identity(file.read(), directory)
+    copy = directory + ".copy"
+    shutil.copytree(os.path.join(directory, LOG_NAME), copy)
+    found = recovery.recover(Files(), copy, identity.member_id)
+    for segment in (found.segment, *found.unused):
+        os.close(segment.fd)
+    path = os.path.join(directory, LOG_NAME, os.path.basename(found.segment.path))
+    with open(path, "r+b") as file:
+        file.seek(found.offset)
+        file.write(b"rfr")
+    shutil.rmtree(copy)
 
 
 async def _never(*_: object, **__: object) -> None:
@@ -71,7 +127,8 @@ class RescueCase(ServerTestCase):
         for i in range(KEYS):
             await self.put(servers[0], b"%d" % i, b"v%d" % i + b"x" * 50)
         last = servers[-1]
-        await until(lambda: status_of(last).snapshot_index > 0, "a snapshot")
+        if options["snapshot_threshold_bytes"] < NEVER:
+            await until(lambda: status_of(last).snapshot_index > 0, "a snapshot")
         await until(lambda: status_of(last).applied_index > KEYS, "all that was written")
         await self.stop_all(servers)
         return last._options.data_dir, servers
@@ -164,7 +221,7 @@ class GoOnAloneTests(RescueCase):
 
     async def test_with_the_log_alone_and_with_an_empty_one_behind_a_snapshot(self) -> None:
         for options in (
-            {"snapshot_threshold_bytes": 1 << 20},
+            {"snapshot_threshold_bytes": NEVER},
             {"snapshot_threshold_bytes": 100, "snapshot_tail_entries": 0},
         ):
             servers = [await self.initialized(**options)]
@@ -208,6 +265,57 @@ class GoOnAloneTests(RescueCase):
         server = await self.start(learner._options.data_dir)
         await self.assert_all_there(server)
         self.assertEqual(status_of(server).role, "leader")
+
+
+class NotYetRecordedTests(RescueCase):
+    """A voter that crashed before it had recorded that it is a member may be all there is."""
+
+    async def rescued(self, **options: Any) -> None:
+        directory, (one, *_) = await self.survivor(**options)
+        rewrite_identity(directory, stage=Stage.JOINING, join_servers=(name_of(one),))
+        self.assertEqual(self.rescue(directory, answer="yes"), 0, self.said)
+        # As a joiner, it would go on looking for its former cluster.
+        self.assertIs(recorded_stage(directory), Stage.MEMBER)
+        server = await self.start(directory)
+        await self.assert_all_there(server)
+        self.assertEqual(roles_of(server), {name_of(server): "voter"})
+        await self.put(server, b"new", b"1")
+        self.assertEqual(self.fatal, [])
+
+    async def test_its_log_gives_it_a_vote(self) -> None:
+        await self.rescued(snapshot_threshold_bytes=NEVER)
+
+    async def test_its_snapshot_gives_it_a_vote(self) -> None:
+        await self.rescued(snapshot_threshold_bytes=100, snapshot_tail_entries=0)
+
+    async def test_crash_on_the_way(self) -> None:
+        """Between the two steps it is a member of a cluster of nobody; the rest can follow."""
+        directory, _ = await self.survivor(2)
+        rewrite_identity(directory, stage=Stage.JOINING)
+        survivor = Survivor(directory)
+
+        def crash(*_: object) -> None:
+            raise Crash
+
+        self.patch(survivor, "_write", crash)
+        self.assertRaises(Crash, survivor.go_on_alone)
+        survivor.close()
+        self.assertEqual(self.rescue(directory, "--yes"), 0)
+        await self.assert_all_there(await self.start(directory))
+
+    async def test_one_that_has_no_vote_yet_is_refused(self) -> None:
+        """It may lack anything: its log says that it is still being caught up."""
+        one = await self.initialized(**EARLY)
+        learner = await self.joined(one, learner=True, **EARLY)
+        await self.put(one, b"k", b"v")
+        await self.stop(one)
+        await self.stop(learner)
+        directory = learner._options.data_dir
+        rewrite_identity(directory, stage=Stage.JOINING)
+        before = contents(directory)
+        self.assertEqual(self.rescue(directory, answer="yes"), 1)
+        self.assertIn("is not the directory of a member", self.said)
+        self.assertEqual(contents(directory), before)
 
 
 class FormerMembersTests(RescueCase):
@@ -266,6 +374,34 @@ class NothingChangesTests(RescueCase):
         for server in servers:
             again = await self.restarted(server)
         await self.assert_all_there(again)
+
+    async def test_nothing_is_repaired_before_it_is_agreed_to(self) -> None:
+        """A torn tail, leftovers and a damaged snapshot stay as they are until then."""
+        directory, _ = await self.survivor(2, snapshot_tail_entries=10_000)
+        leave_torn(directory)
+        snapshots = os.path.join(directory, SNAPSHOTS_NAME)
+        newest = max(name for name in os.listdir(snapshots) if name.endswith(".snapshot"))
+        with open(os.path.join(snapshots, newest), "r+b") as file:
+            file.seek(100)
+            file.write(b"????")
+        leftovers = [
+            os.path.join(snapshots, newest.replace("snapshot", "part")),
+            os.path.join(directory, LOG_NAME, f"{99:020}.tmp"),
+        ]
+        for path in leftovers:
+            with open(path, "wb") as file:
+                file.write(b"left over")
+        before, when = contents(directory), stamps(directory)
+        for answer in ("no", None):
+            self.assertEqual(self.rescue(directory, answer=answer), 1)
+            self.assertIn("Nothing was changed.", self.said)
+            self.assertEqual(contents(directory), before)
+            self.assertEqual(stamps(directory), when)
+        self.assertEqual(self.rescue(directory, answer="yes"), 0)
+        for path in leftovers:
+            self.assertFalse(os.path.exists(path))
+        self.assertIn(newest.replace("snapshot", "damaged"), os.listdir(snapshots))
+        await self.assert_all_there(await self.start(directory))
 
     async def test_directory_in_use(self) -> None:
         server = await self.initialized()
@@ -434,6 +570,29 @@ class DirectoryTests(RescueCase):
         await self.stop(joiner)
         directory = DataDirectory(joiner._options.data_dir)
         directory.open()
-        self.assertRaises(RaftdError, directory.change_cluster, 7)
+        self.assertRaises(InvariantViolated, directory.change_cluster, 7)
+        before = contents(directory.path)
+        # Whoever asks must have seen that it has a vote.
+        self.assertRaises(InvariantViolated, directory.change_cluster, 7, has_vote=False)
+        self.assertEqual(contents(directory.path), before)
+        directory.change_cluster(7, has_vote=True)
+        directory.close()
+        directory.open()
+        assert directory.identity is not None
+        self.assertEqual(
+            (directory.identity.stage, directory.identity.cluster_id), (Stage.MEMBER, 7)
+        )
         directory.close()
         self.assertEqual(rescue.CONFIRMATION, "yes")
+
+    def test_one_that_belongs_to_nobody_yet_has_no_vote(self) -> None:
+        """Whatever is said: no promise was ever made there."""
+        for stage in (Stage.INITIALIZING, Stage.JOINING):
+            path = self.mktemp()
+            os.makedirs(path)
+            directory = DataDirectory(path)
+            directory.open()
+            self.assertRaises(InvariantViolated, directory.change_cluster, 7, has_vote=True)
+            directory.save(Identity(stage, "localhost:4001", 1, cluster_id=2))
+            self.assertRaises(InvariantViolated, directory.change_cluster, 7, has_vote=True)
+            directory.close()

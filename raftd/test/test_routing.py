@@ -98,6 +98,20 @@ class ForwardTests(ClusterTestCase):
         self.leader.asked[-1].callback(0)
         self.assertEqual([read.outcome for read in reads], [None] * 3)
 
+    def test_24_a_read_waits_for_a_question_that_was_asked_after_it(self) -> None:
+        for _ in range(routing.MAX_READ_INDEX_IN_FLIGHT):
+            self.alone.read()
+            self.alone.turn()
+        late = self.alone.read()
+        self.alone.turn()
+        for question in list(self.leader.asked):
+            self.assertFalse(late.given)
+            question.callback(0)
+        self.assertFalse(late.given)
+        self.alone.turn()
+        self.leader.asked[-1].callback(0)
+        self.assertIsNone(late.outcome)
+
     def test_leader_that_cannot_be_asked_at_once(self) -> None:
         """One connection to it stands and the other does not yet: nothing spins."""
         self.leader.forward_failure = NoLeader("not connected")

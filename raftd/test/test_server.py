@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from raftd import joining, probing
 from raftd import replica as replica_module
 from raftd import server as server_module
+from raftd.core.membership import Rename
 from raftd.errors import (
     BadAnswer,
     DirectoryInUse,
@@ -30,7 +31,6 @@ from raftd.test.processes import free_ports
 from raftd.test.servers import (
     ServerTestCase,
     free_name,
-    free_port,
     name_of,
     node_of,
     roles_of,
@@ -63,7 +63,8 @@ class NewClusterTests(ServerTestCase):
 
     async def test_localhost(self) -> None:
         server = self.server()
-        await server.take_name(f"localhost:{free_port()}")
+        (port,) = free_ports(1)
+        await server.take_name(f"localhost:{port}")
         await server.initialize()
         status, body = await self.http_get(server, "/status")
         self.assertEqual(status, 200)
@@ -115,18 +116,35 @@ class NameTests(ServerTestCase):
         await again.take_name(again.recorded_name)
         await again.recover()
 
+    async def test_name_that_was_given_to_it_while_it_was_down(self) -> None:
+        one = await self.initialized()
+        two = await self.joined(one)
+        three = await self.joined(one)
+        await self.put(one, b"key", b"value")
+        member_id = status_of(three).member.id
+        await self.stop(three)
+        again, name = self.server(three._options.data_dir), free_name()
+        await self.refused(again.take_name(name), BadAnswer, name_of(three), "PATCH")
+        await node_of(two).change_membership([Rename(member_id, name)])
+        # At the prompt it may simply be typed again.
+        await again.take_name(name)
+        self.assertEqual((await again.recover()).name, name)
+        self.assertEqual(await self.get(again, b"key"), b"value")
+        self.assertEqual(set(roles_of(one)), {name_of(one), name_of(two), name})
+
     async def test_no_name_at_all(self) -> None:
         server = self.server()
         await self.refused(server.take_name("nonsense"), BadAnswer, "host:port")
         await self.refused(server.take_name("127.0.0.1:70000"), BadAnswer, "65535")
 
     async def test_beyond_loopback_only_with_leave(self) -> None:
-        listen = f"0.0.0.0:{free_port()}"
+        (port,) = free_ports(1)
+        listen = f"0.0.0.0:{port}"
         server = self.server(listen=listen)
         await self.refused(server.take_name(free_name()), BadAnswer, "--insecure")
         self.assertEqual(server._ports, [])
         allowed = self.server(listen=listen, insecure=True)
-        await allowed.take_name(f"127.0.0.1:{listen.split(':')[1]}")
+        await allowed.take_name(f"127.0.0.1:{port}")
         await allowed.initialize()
         status, _ = await self.http_get(allowed, "/status")
         self.assertEqual(status, 200)
@@ -137,7 +155,7 @@ class NameTests(ServerTestCase):
         await self.refused(server.take_name("192.0.2.1:4001"), BadAnswer, "--listen")
 
     async def test_listen_elsewhere_than_at_the_name(self) -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         server = self.server(listen=f"127.0.0.1:{port}")
         await server.take_name("localhost:4001")
         await server.initialize()

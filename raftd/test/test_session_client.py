@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from raftd import session_client, sessions
-from raftd.core.membership import Change, Configuration
-from raftd.core.messages import Command, Member, MemberId, decode_command
+from raftd.core.messages import Command, Member, decode_command
 from raftd.errors import (
     DidNotHappen,
     NoLeader,
@@ -32,34 +30,16 @@ from raftd.errors import (
 from raftd.interfaces import Done, INode, NodeStatus
 from raftd.session_client import MAX_QUEUED, MAX_RETRY_DELAY_S, RETRY_DELAY_S, Session
 from raftd.sessions import SESSION_TTL_MS, WINDOW, Sessions
-from raftd.statemachine import SimpleStateMachine
+from raftd.test.drivers import IdleNode, Journal
 
 UNKNOWN = OutcomeUnknown("No answer came.")
 NO_LEADER = NoLeader("There is none.")
 
 
-class Log(SimpleStateMachine):
-    """Keeps every operation; the result is how many."""
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-
-    def apply_command(self, operation: bytes) -> bytes:
-        self.operations.append(operation)
-        return b"%d" % len(self.operations)
-
-    def get_state(self) -> bytes:
-        return b"\n".join(self.operations)
-
-    def set_state(self, state: bytes) -> None:
-        self.operations = state.split(b"\n")
-
-
-@implementer(INode)
-class ScriptedNode:
+class ScriptedNode(IdleNode):
     """A cluster of one: what is proposed waits until the test says what becomes of it."""
 
-    def __init__(self, machine: Log) -> None:
+    def __init__(self, machine: Journal) -> None:
         self.machine = Sessions(machine)
         self.index = 0
         self.time_ms = 0
@@ -99,20 +79,6 @@ class ScriptedNode:
         done(outcome)
         return command
 
-    def read(self, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def change_membership(
-        self, changes: Sequence[Change], force: bool
-    ) -> Deferred[Configuration]:
-        raise NotImplementedError
-
-    def transfer(self, successor: MemberId | None) -> Deferred[None]:
-        raise NotImplementedError
-
     def status(self) -> NodeStatus:
         me = Member(1, "n1")
         return NodeStatus(me, 1, "leader", 1, me, 1, 1, 1, 1, 0, 0.0, ())
@@ -121,7 +87,7 @@ class ScriptedNode:
 class SessionCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.log = Log()
+        self.log = Journal()
         self.node = ScriptedNode(self.log)
         self.session = self.open()
 

@@ -40,27 +40,10 @@ from raftd.sessions import (
     decode_result,
 )
 from raftd.slices import frame
-from raftd.statemachine import SimpleStateMachine
+from raftd.test.drivers import Journal
 
 
-class Log(SimpleStateMachine):
-    """Keeps every operation: one applied twice, or never, shows.  The result is how many."""
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-
-    def apply_command(self, operation: bytes) -> bytes:
-        self.operations.append(operation)
-        return b"%d" % len(self.operations)
-
-    def get_state(self) -> bytes:
-        return msgspec.msgpack.encode(self.operations)
-
-    def set_state(self, state: bytes) -> None:
-        self.operations = msgspec.msgpack.decode(state, type=list[bytes])
-
-
-class Slow(Log):
+class Slow(Journal):
     """Takes three steps for each operation."""
 
     def apply(self, index: int, time_ms: int, command: Command) -> Generator[None, None, bytes]:
@@ -69,7 +52,7 @@ class Slow(Log):
         return self.apply_command(command.operation)
 
 
-class Large(Log):
+class Large(Journal):
     """The result has as many bytes as the operation says."""
 
     def apply_command(self, operation: bytes) -> bytes:
@@ -80,8 +63,8 @@ class Large(Log):
 class Replica:
     """A state machine with sessions, and the end of its log."""
 
-    def __init__(self, machine: Log | None = None) -> None:
-        self.machine = machine or Log()
+    def __init__(self, machine: Journal | None = None) -> None:
+        self.machine = machine or Journal()
         self.sessions = Sessions(self.machine)
         self.index = 0
         self.time_ms = 0
@@ -534,7 +517,7 @@ class Snapshots(SynchronousTestCase):
         self.assertRaises(ValueError, restore.finish)
 
     def test_what_is_no_table_is_refused(self) -> None:
-        inner = b"".join(Log().snapshot())
+        inner = b"".join(Journal().snapshot())
 
         def table(head: Any, *rows: Any) -> bytes:
             encode = msgspec.msgpack.encode

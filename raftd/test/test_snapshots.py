@@ -153,7 +153,8 @@ class FormatTests(SynchronousTestCase):
         self.assertIn("snapshot format version 2", caught.exception.reason)
 
     def test_head_that_does_not_decode(self) -> None:
-        for body in (b"", b"\x91\x01", b"\xc1", b"\x94\x01\x01\x90"):
+        no_text = b"\x94\x01\x01\x94\x91\x92\x01\xa1\xeb\x90\x90\x90\x00"
+        for body in (b"", b"\x91\x01", b"\xc1", b"\x94\x01\x01\x90", no_text):
             head = b"raftsnap" + bytes([1, 0, 0, 0, len(body), 0, 0, 0]) + body
             data = head + zlib.crc32(head).to_bytes(4, "little")
             with self.assertRaises(Damage) as caught:

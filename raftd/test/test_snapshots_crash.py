@@ -9,16 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.log import Log
-from raftd.core.messages import HardState
+from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, InvariantViolated, RaftdError, StorageFailed
 from raftd.test.logrig import create_rig, entries, entry, open_rig
-from raftd.test.simdisk import Operation, SimulatedDisk
+from raftd.test.simdisk import Operation, SimulatedDisk, fail_on
 from raftd.test.snapshotrig import (
     DIRECTORY,
     DictMachine,
@@ -137,7 +137,7 @@ class CrashTests(SynchronousTestCase):
         rig = StoreRig(fresh_disk()).recover()
         for index in (10, 20):
             rig.take(index, STATES[index])
-        rig.disk.before = _fail_on("remove")
+        rig.disk.before = fail_on("remove")
         rig.take(30, THIRD)
         rig.begin(40, FOURTH)
         rig.result(rig.store.receive(50, 1).write(0, b"something"))
@@ -187,21 +187,13 @@ class CrashTests(SynchronousTestCase):
         self.assertGreater(min(outcomes.values()), 2, outcomes)
 
 
-def _fail_on(*names: str) -> Callable[[Operation], None]:
-    def before(operation: Operation) -> None:
-        if operation.name in names:
-            raise OSError(errno.EIO, "Input/output error")
-
-    return before
-
-
 class FailureTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.rig = StoreRig(fresh_disk()).recover()
         self.rig.take(10, FIRST)
 
     def fail(self, *names: str) -> None:  # type: ignore[override]
-        self.rig.disk.before = _fail_on(*names)
+        self.rig.disk.before = fail_on(*names)
 
     def refused(self, waited: Any) -> str:
         error = self.rig.error(waited)
@@ -287,13 +279,23 @@ class DamageTests(SynchronousTestCase):
             rig.take(index, STATES[index])
         self.disk = rig.disk
 
-    def started(self, disk: SimulatedDisk, log_base_index: int | None = None) -> StoreRig:
-        return StoreRig(disk).recover(log_base_index)
+    def started(
+        self,
+        disk: SimulatedDisk,
+        log_base_index: int | None = None,
+        log_entries: Sequence[Entry] = (),
+    ) -> StoreRig:
+        return StoreRig(disk).recover(log_base_index, log_entries)
 
-    def refused(self, disk: SimulatedDisk, log_base_index: int | None = None) -> str:
+    def refused(
+        self,
+        disk: SimulatedDisk,
+        log_base_index: int | None = None,
+        log_entries: Sequence[Entry] = (),
+    ) -> str:
         before = disk.contents()
         with self.assertRaises(DirectoryDamaged) as caught:
-            self.started(disk, log_base_index)
+            self.started(disk, log_base_index, log_entries)
         self.assertEqual(disk.contents(), before)
         self.assertEqual(disk.open_count, 0)
         return str(caught.exception)
@@ -329,7 +331,7 @@ class DamageTests(SynchronousTestCase):
     def test_51_the_one_before_if_the_log_reaches_back(self) -> None:
         """The damaged one is set aside, and never taken for a snapshot again."""
         self.damage(20)
-        rig = self.started(self.disk, 10)
+        rig = self.started(self.disk, 10, entries(11, 20))
         self.assertEqual((rig.store.latest, rig.machine.state), (metadata(10), FIRST))
         aside = os.path.basename(path_of(20, suffix="damaged"))
         self.assertIn(aside, rig.names())
@@ -343,10 +345,53 @@ class DamageTests(SynchronousTestCase):
     def test_51_none_if_the_log_begins_at_the_beginning(self) -> None:
         self.damage(10)
         self.damage(20)
-        self.refused(self.disk.killed(), 1)
-        rig = self.started(self.disk, 0)
+        self.refused(self.disk.killed(), 1, entries(2, 30))
+        rig = self.started(self.disk, 0, entries(1, 30))
         self.assertEqual((rig.store.latest, rig.machine.state), (None, {}))
         self.assertEqual(found(self.disk.power_failure()), (0, {}))
+
+    def test_41_51_not_if_the_log_does_not_lead_to_the_damaged_one(self) -> None:
+        """
+        It came from the leader, and this log never had what it held.
+
+        The leader may count on all of it: to go on from the one before would
+        take back what was acknowledged.
+        """
+        self.damage(20)
+        elsewhere = [*entries(11, 19), *entries(20, 30, term=2)]
+        for base, log in (
+            (0, ()),
+            (0, entries(1, 10)),
+            (0, entries(1, 19)),
+            (10, ()),
+            (10, entries(11, 19)),
+            (10, elsewhere),
+        ):
+            sentence = self.refused(self.disk.killed(), base, log)
+            self.assertTrue(sentence.startswith(f"{path_of(20)} is damaged at offset "))
+            self.assertIn("the log does not lead to its last entry, 20 of term 1", sentence)
+            self.assertIn("remove this member from the cluster, empty the directory", sentence)
+        # Each of those that are passed over.
+        self.damage(10)
+        for log in ((), entries(1, 9), entries(1, 19), elsewhere):
+            self.refused(self.disk.killed(), 0, log)
+        self.assertEqual(self.started(self.disk, 0, entries(1, 20)).store.latest, None)
+
+    def test_look_changes_nothing(self) -> None:
+        """It finds what a start would find, with the same errors."""
+        self.damage(20)
+        self.disk.close(self.disk.create(path_of(30, suffix="part")))
+        before, operations = self.disk.contents(), self.disk.operations
+        store = StoreRig(self.disk).store
+        machine = DictMachine()
+        self.assertEqual(store.look(machine, 10, entries(11, 20)), metadata(10))
+        self.assertEqual((machine.state, store.latest), (FIRST, None))
+        self.assertRaises(DirectoryDamaged, store.look, machine, 10, entries(11, 19))
+        self.assertRaises(DirectoryDamaged, store.look, machine, 21, ())
+        self.assertEqual(self.disk.contents(), before)
+        self.assertEqual((self.disk.operations, self.disk.open_count), (operations, 0))
+        store.recover(machine, 10, entries(11, 20))
+        self.assertEqual(store.latest, metadata(10))
 
     def test_the_one_before_is_not_read_without_need(self) -> None:
         self.damage(10)
@@ -361,7 +406,7 @@ class DamageTests(SynchronousTestCase):
         self.patch(snapshot_format, "FORMAT_VERSION", 1)
         self.disk.inode(path_of(20)).cache[:] = data
         for base in (None, 0):
-            sentence = self.refused(self.disk, base)
+            sentence = self.refused(self.disk, base, entries(1, 30))
             self.assertTrue(
                 sentence.startswith(f"{path_of(20)} cannot be read: it has snapshot format ver")
             )
@@ -435,7 +480,7 @@ class LogTests(SynchronousTestCase):
             nonlocal count
             for left in disk.power_failures(choice, limit=12):
                 again = open_rig(left)
-                start = StoreRig(left).recover(again.wal.base_index)
+                start = StoreRig(left).recover(again.wal.base_index, again.wal.entries)
                 core = Log(again.wal.entries, again.wal.base_index, again.wal.base_term)
                 if start.store.latest is not None:
                     core.fit(start.store.latest)
@@ -479,7 +524,7 @@ class LogTests(SynchronousTestCase):
         snapshots.result(receiver.finish())
         left = disk.power_failure()
         again = open_rig(left).start()
-        start = StoreRig(left).recover(again.wal.base_index)
+        start = StoreRig(left).recover(again.wal.base_index, again.entries)
         assert start.store.latest is not None
         core = Log(again.entries, again.wal.base_index, again.wal.base_term)
         core.fit(start.store.latest)
@@ -492,6 +537,51 @@ class LogTests(SynchronousTestCase):
         left.inode(path_of(40, 3)).cache[70] ^= 1
         with self.assertRaises(DirectoryDamaged):
             StoreRig(left).recover(40)
+
+    def test_41_51_damaged_at_each_step_of_an_installation(self) -> None:
+        """
+        A snapshot is received, and the log begins anew behind it; a crash may
+        come anywhere, and damages the snapshot if it is there.
+
+        Then the node starts only with all that it had before, and only while
+        nobody was told of the snapshot; or it refuses and says why.
+        """
+        disk = fresh_disk()
+        log = create_rig(disk, HardState(1, 1), entries(1, 15)).start()
+        log.run()
+        snapshots = StoreRig(disk).recover()
+        snapshots.take(10, FIRST)
+        outcomes: set[tuple[bool, int]] = set()
+
+        def judge(operation: Operation) -> None:
+            for left in disk.power_failures(random.Random(3), limit=16):
+                arrived = left.exists(path_of(40, 3))
+                if arrived:
+                    left.inode(path_of(40, 3)).cache[70] ^= 1
+                again = open_rig(left)
+                try:
+                    start = StoreRig(left).recover(again.wal.base_index, again.entries)
+                except DirectoryDamaged as e:
+                    self.assertIn(path_of(40, 3), str(e))
+                    self.assertIn("join again as a new member", str(e))
+                    outcomes.add((arrived, -1))
+                else:
+                    self.assertEqual(start.machine.state, FIRST)
+                    self.assertEqual(len(again.entries), 15)
+                    outcomes.add((arrived, 10))
+
+        disk.before = judge
+        receiver = snapshots.store.receive(40, 3)
+        snapshots.result(receiver.write(0, file_of(40, FOURTH, 3)))
+        snapshots.result(receiver.finish())
+        log.write(HardState(3, 0), entries(41, 42, term=3), (40, 3))
+        log.run()
+        log.wal.compact(40)
+        log.run()
+        judge(Operation("end", ""))
+        disk.before = lambda operation: None
+        self.assertEqual(log.failures, [])
+        self.assertEqual(outcomes, {(False, 10), (True, -1)})
 
     def test_the_core_refuses_a_gap_too(self) -> None:
         core = Log(entries(6, 8), 5, 1)

@@ -19,9 +19,9 @@ from raftd.errors import (
     LeaseExists,
     LeaseNotFound,
     NoQuorum,
-    NoSpace,
     NotReady,
     OutcomeUnknown,
+    QuotaReached,
     RaftdError,
     Stopped,
     TooLarge,
@@ -196,11 +196,11 @@ class ChangeTests(StoreTestCase):
         for i in range(100):
             try:
                 cluster.put(other, b"%d" % i, b"v" * 1000)
-            except NoSpace:
+            except QuotaReached:
                 break
         else:
             self.fail("there is no quota")
-        self.assertRaises(NoSpace, cluster.put, leader, b"more", b"v" * 5000)
+        self.assertRaises(QuotaReached, cluster.put, leader, b"more", b"v" * 5000)
         self.assertEqual(cluster.get(other, b"0"), b"v" * 1000)
         deleted = cluster.change(other, DeleteRange(b"0", EVERY_KEY))
         cluster.change(other, Compact(deleted.revision))
@@ -340,7 +340,7 @@ class RetryTests(StoreTestCase):
             cluster.change(leader, Put(b"a", b"1", 77), retry(b"lease"))
         put = Put(b"a", b"v" * 1500)
         cluster.put(leader, b"b", b"v" * 1000)
-        with self.assertRaises(NoSpace):
+        with self.assertRaises(QuotaReached):
             cluster.change(leader, put, retry(b"room"))
         deleted = cluster.change(leader, DeleteRange(b"b"))
         cluster.change(leader, Compact(deleted.revision))

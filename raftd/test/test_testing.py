@@ -20,28 +20,11 @@ from raftd.errors import (
 )
 from raftd.events import Event, LeaderChanged, MembershipChanged, SnapshotRestored
 from raftd.replica import ReplicaOptions
-from raftd.statemachine import SimpleStateMachine
+from raftd.test.drivers import Journal
 from raftd.testing import Cluster
 
 #: Snapshots come early and often, and little of the log stays behind them.
 EARLY_SNAPSHOTS = ReplicaOptions(snapshot_threshold_bytes=500, snapshot_tail_entries=5)
-
-
-class Journal(SimpleStateMachine):
-    """Keeps all operations, in order; answers with how many there are."""
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-
-    def apply_command(self, operation: bytes) -> bytes:
-        self.operations.append(operation)
-        return b"%d" % len(self.operations)
-
-    def get_state(self) -> bytes:
-        return b"\n".join(self.operations)
-
-    def set_state(self, state: bytes) -> None:
-        self.operations = state.split(b"\n") if state else []
 
 
 class ClusterTests(SynchronousTestCase):

@@ -34,6 +34,7 @@ from raftd.test.cores import (
     HEARTBEAT_S,
     LEASES,
     NO_TAIL,
+    THREE,
     Disk,
     Node,
     appends_in,
@@ -43,18 +44,12 @@ from raftd.test.cores import (
     log_of,
     member,
     messages_to,
+    node_with,
     pieces_of,
     round_in,
     snapshot_of,
     terms_of,
 )
-
-THREE = configuration([1, 2, 3])
-
-
-def node_with(terms: tuple[int, ...] = (), term: int = 1) -> Node:
-    """Node 2 of three, freshly started with a log of these terms."""
-    return Node(2, THREE, disk=Disk(log_of(terms), HardState(term)))
 
 
 def settled_leader(count: int = 3) -> Node:

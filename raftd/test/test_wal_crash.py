@@ -14,8 +14,18 @@ from twisted.trial.unittest import SynchronousTestCase
 from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, RaftdError, StorageFailed
 from raftd.storage.frames import SECTOR
-from raftd.test.logrig import PATH, Rig, create_rig, entries, new_disk, open_rig, recovered
-from raftd.test.simdisk import Operation, SimulatedDisk
+from raftd.storage.recovery import look
+from raftd.test.logrig import (
+    MEMBER,
+    PATH,
+    Rig,
+    create_rig,
+    entries,
+    new_disk,
+    open_rig,
+    recovered,
+)
+from raftd.test.simdisk import Operation, SimulatedDisk, fail_on
 
 State = tuple[HardState, list[Entry]]
 Write = tuple["HardState | None", list[Entry]]
@@ -80,7 +90,11 @@ class Run:
         """Recover from `disk` what must and may be there."""
         if self.acknowledged < 0 and not disk.exists(PATH):
             return None
+        operations = disk.operations
+        seen = look(disk, PATH, MEMBER)
+        test.assertEqual((disk.operations, disk.open_count), (operations, 0))
         state = recovered(disk)
+        test.assertEqual((seen.hard_state, seen.entries), state)
         test.assertIn(state, self.states[max(0, self.acknowledged) :])
         return state
 
@@ -226,7 +240,7 @@ class CrashTests(SynchronousTestCase):
         run = Run(lambda *_: None).go(scenario()[:4])
         state = run.states[-1]
         assert run.rig is not None
-        run.disk.before = _fail_on("flush")
+        run.disk.before = fail_on("flush")
         run.rig.write(None, entries(8, 12, term=3, size=290))
         run.rig.run()
         torn = run.disk
@@ -245,14 +259,6 @@ class CrashTests(SynchronousTestCase):
         torn.before = judge
         self.assertEqual(recovered(torn), state)
         self.assertGreater(count, 10)
-
-
-def _fail_on(*names: str) -> Callable[[Operation], None]:
-    def before(operation: Operation) -> None:
-        if operation.name in names:
-            raise OSError(errno.EIO, "Input/output error")
-
-    return before
 
 
 class FailureTests(SynchronousTestCase):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.core.messages import HardState
 from raftd.errors import InvariantViolated, StorageFailed
 from raftd.test.logrig import (
     create_rig,
@@ -77,7 +78,8 @@ class PreparationTests(SynchronousTestCase):
             self.rig.reactor.run()
         [warning] = warnings(events)
         self.assertIn("No space left on device", warning)
-        self.assertIn("stops when the present one is full", warning)
+        self.assertIn("00000000000000000002.segment, could not be prepared", warning)
+        self.assertIn("takes no more writes until there is room", warning)
         self.assertEqual(self.rig.failures, [])
         self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
         self.rig.write(None, [entry(1)])
@@ -111,14 +113,16 @@ class PreparationTests(SynchronousTestCase):
         self.assertEqual(found, [1, 0, 1, 0, 0, 1])
 
     def test_48_full_disk_when_needed(self) -> None:
-        """Then it stops, once and for all, and a restart with room is clean."""
+        """Where nobody asks for room it stops, and a restart with room is clean."""
         self.rig.disk.before = self.full
         self.fill()
         self.assertEqual(self.rig.persisted, [1, 2])
         [failure] = self.rig.failures
         self.assertIsInstance(failure, StorageFailed)
         self.assertIn("No space left on device", str(failure))
-        self.assertIn("/data/log", str(failure))
+        # The one that it could not make, not the one that it wrote last.
+        self.assertIn("/data/log/00000000000000000002.segment, could", str(failure))
+        self.assertNotIn("00000000000000000001.segment", str(failure))
         self.rig.disk.before = lambda operation: None
         self.fill()
         self.assertEqual(self.rig.persisted, [1, 2])
@@ -128,6 +132,25 @@ class PreparationTests(SynchronousTestCase):
         rig.write(None, [entry(3)])
         rig.run()
         self.assertEqual(rig.persisted, [1])
+
+    def test_another_failure_when_needed(self) -> None:
+        """It names the segment that could not be made, and has nothing to wait for."""
+
+        def fail(operation: Operation) -> None:
+            if operation.path.endswith(".tmp") and operation.name == "create":
+                raise OSError(errno.EIO, "Input/output error")
+
+        rig = self.rig = create_rig().start(asks_for_space=True)
+        rig.disk.before = fail
+        with capturedLogs() as events:
+            rig.run()
+        [warning] = warnings(events)
+        self.assertIn("stops when the present one is full", warning)
+        self.fill()
+        [failure] = rig.failures
+        self.assertIn("/data/log/00000000000000000002.segment, could not be", str(failure))
+        self.assertIn("Input/output error", str(failure))
+        self.assertEqual((rig.persisted, rig.space), ([1, 2], []))
 
     def test_attempts_on_a_full_disk_are_bounded(self) -> None:
         """One for each part of a segment, not one for each flush."""
@@ -173,6 +196,174 @@ class PreparationTests(SynchronousTestCase):
     def test_unfit_length(self) -> None:
         for length in (0, 512, 1000, 1 << 31):
             self.assertRaises(ValueError, create_rig, None, segment_bytes=length)
+
+
+class FullDiskTests(SynchronousTestCase):
+    """48: a node that asks for room is told, and the log waits for it."""
+
+    def setUp(self) -> None:
+        self.rig = create_rig(hard_state=HardState(1, 7)).start(asks_for_space=True)
+        self.attempts = 0
+        #: Writes without an entry.
+        self.terms = 0
+        self.rig.disk.before = self.full
+        self.rig.run()
+
+    def full(self, operation: Operation) -> None:
+        """No room for a segment; and whatever was acknowledged is there at each step."""
+        left = recovered(self.rig.disk.power_failure())[1]
+        self.assertGreaterEqual(len(left), self.rig.acknowledged - self.terms)
+        if operation.path.endswith(".tmp") and operation.name == "flush":
+            self.attempts += 1
+            error = errno.ENOSPC if self.attempts % 2 else errno.EDQUOT
+            raise OSError(error, os.strerror(error))
+
+    def make_room(self) -> None:
+        self.rig.disk.before = lambda operation: None
+        self.rig.wal.look_for_space()
+
+    def write(self, count: int) -> None:
+        for _ in range(count):
+            number = self.rig.number + 1
+            self.rig.write(None, [entry(number, data=b"%d" % (number % 10) * 1100)])
+            self.rig.run()
+
+    def check(self, count: int) -> None:
+        """So many entries are durable, and nothing else."""
+        found = recovered(self.rig.disk.power_failure())[1]
+        self.assertEqual([e.index for e in found], [*range(1, count + 1)])
+        for e in found:
+            self.assertEqual(e.data, b"%d" % (e.index % 10) * 1100)
+
+    def test_48_told_once(self) -> None:
+        self.assertEqual(self.rig.space, [False])
+        for _ in range(3):
+            self.rig.wal.look_for_space()
+            self.rig.run()
+        self.assertEqual(self.rig.space, [False])
+        self.make_room()
+        self.rig.run()
+        self.assertEqual((self.rig.space, self.rig.failures), ([False, True], []))
+        self.assertNotIn(".tmp", "".join(self.rig.disk.contents()))
+
+    def test_48_what_is_left_is_for_terms_and_votes(self) -> None:
+        for term in range(2, 8):
+            self.terms += 1
+            self.rig.write(HardState(term, 7), [])
+            self.rig.run()
+            self.assertEqual(self.rig.acknowledged, self.rig.number, self.rig.failures)
+        left = recovered(self.rig.disk.power_failure())[0]
+        self.assertEqual((left, self.rig.failures), (HardState(7, 7), []))
+
+    def test_48_what_needs_more_waits(self) -> None:
+        """Neither acknowledged nor failed, and nothing of it half-written."""
+        before = self.attempts
+        self.write(2)
+        self.check(2)
+        self.write(3)
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (2, []))
+        self.check(2)
+        attempts = self.attempts - before
+        # They wait in their order, in whatever groups they came.
+        self.rig.write(None, [entry(6, data=b"6" * 1100)])
+        self.rig.write(None, [entry(7, data=b"7" * 1100)])
+        # Not one for each write that waits.
+        self.write(8)
+        self.assertEqual(self.attempts - before, attempts)
+        self.rig.wal.look_for_space()
+        self.rig.run()
+        self.assertEqual((self.rig.acknowledged, self.rig.space), (2, [False]))
+        self.make_room()
+        self.rig.run()
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (15, []))
+        self.assertEqual(self.rig.space[-1], True)
+        self.check(15)
+        self.write(5)
+        self.check(20)
+
+    def test_48_a_group_waits_in_its_order(self) -> None:
+        self.write(2)
+        for index in (3, 4, 5):
+            self.rig.write(None, [entry(index, data=b"%d" % index * 400)])
+        self.rig.run()
+        self.assertEqual(self.rig.acknowledged, 2)
+        self.make_room()
+        self.rig.run()
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (5, []))
+        found = recovered(self.rig.disk.power_failure())[1]
+        self.assertEqual([e.data[:1] for e in found[2:]], [b"3", b"4", b"5"])
+
+    def test_48_restart_while_it_waits(self) -> None:
+        """On the full disk, and again with room."""
+        self.write(5)
+        disk = self.rig.disk.killed()
+        self.rig = open_rig(disk).start(asks_for_space=True)
+        disk.before = self.full
+        self.rig.run()
+        self.assertEqual(
+            ([e.index for e in self.rig.entries], self.rig.space), ([1, 2], [False])
+        )
+        disk = disk.power_failure()
+        self.rig = open_rig(disk).start(asks_for_space=True)
+        self.assertEqual(len(self.rig.entries), 2)
+        self.rig.write(HardState(2, 7), [entry(3, term=2)])
+        self.rig.run()
+        self.assertEqual((self.rig.persisted, self.rig.space), ([1], []))
+        self.assertEqual(len(recovered(disk.power_failure())[1]), 3)
+
+    def test_48_removed_segments_are_room(self) -> None:
+        """A snapshot may make it: then nobody has to."""
+        self.make_room()
+        self.rig.run()
+        self.write(6)
+        self.rig.disk.before = self.full
+        self.write(6)
+        self.assertEqual(self.rig.space[-1], False)
+        waiting = self.rig.number - self.rig.acknowledged
+        self.assertGreater(waiting, 0)
+        removed = []
+
+        def until_removed(operation: Operation) -> None:
+            if operation.name == "remove" and operation.path.endswith(".segment"):
+                removed.append(operation.path)
+            if not removed:
+                self.full(operation)
+
+        self.rig.disk.before = until_removed
+        self.rig.wal.compact(6)
+        self.rig.run()
+        self.rig.wal.look_for_space()
+        self.rig.run()
+        self.assertTrue(removed)
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (12, []))
+
+    def test_48_closed_while_it_waits(self) -> None:
+        self.write(5)
+        closed = self.rig.wal.close()
+        self.rig.run()
+        self.successResultOf(closed)
+        self.assertEqual((self.rig.acknowledged, self.rig.failures), (2, []))
+        self.assertEqual(self.rig.disk.open_count, 0)
+        self.check(2)
+        before = self.rig.disk.operations
+        self.rig.wal.look_for_space()
+        self.rig.run()
+        self.assertEqual(self.rig.disk.operations, before)
+
+    def test_47_full_disk_within_a_frame(self) -> None:
+        """A file system that finds room for each write anew: half a frame is a failure."""
+
+        def full(operation: Operation) -> None:
+            if operation.name == "write":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.rig.disk.before = full
+        self.write(2)
+        [failure] = self.rig.failures
+        self.assertIn("00000000000000000001.segment", str(failure))
+        self.make_room()
+        self.write(1)
+        self.assertEqual((self.rig.acknowledged, len(self.rig.failures)), (0, 1))
 
 
 class FailureTests(SynchronousTestCase):

@@ -12,11 +12,11 @@ from raftd.errors import (
     IdempotencyTableFull,
     NoLeader,
     NoQuorum,
-    NoSpace,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
     PeerUnreachable,
+    QuotaReached,
     RaftdError,
     Stopped,
     StorageFailed,
@@ -126,7 +126,7 @@ class Failures(WebCase):
         for error, status in (
             (IdempotencyKeyReused("a."), 422),
             (IdempotencyTableFull("b."), 429),
-            (NoSpace("c."), 507),
+            (QuotaReached("c."), 507),
         ):
             answer = self.ask("PUT", b"/db/k", b"v", error)
             self.assertError(answer, status, error.code)

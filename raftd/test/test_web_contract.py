@@ -24,8 +24,8 @@ from raftd.errors import (
     IdempotencyTableFull,
     LeaseExists,
     LeaseNotFound,
-    NoSpace,
     OutcomeUnknown,
+    QuotaReached,
     RaftdError,
 )
 from raftd.kv.interfaces import LeaseStatus
@@ -86,7 +86,7 @@ def of_key(method: str) -> list[Case]:
             (200, PutResult(9, False)),
             (201, PutResult(9, True)),
             (404, NO_LEASE),
-            (507, NoSpace("Full.")),
+            (507, QuotaReached("Full.")),
         ),
         Case(method, b"/db/k", 412, NO_PREVIOUS, b"v", condition),
     ]
@@ -125,7 +125,7 @@ STORE = [
         (200, TransactionResult(9, True, [])),
         (404, NO_LEASE),
         (410, GONE),
-        (507, NoSpace("Full.")),
+        (507, QuotaReached("Full.")),
     ),
     *of_write(
         "POST",
@@ -133,7 +133,7 @@ STORE = [
         {"ttl": 5},
         (201, LeaseResult(9, 5000)),
         (409, LeaseExists("There is one.")),
-        (507, NoSpace("Full.")),
+        (507, QuotaReached("Full.")),
     ),
     Case("POST", LEASE + b"/keepalive", 200, LeaseResult(255, 5000)),
     Case("POST", LEASE + b"/keepalive", 404, NO_LEASE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from raftd.errors import BadRequest, Compacted, LeaseNotFound, NoSpace
+from raftd.errors import BadRequest, Compacted, LeaseNotFound, QuotaReached
 from raftd.idempotency import retry_of
 from raftd.kv.operations import (
     CREATE_REVISION,
@@ -317,7 +317,7 @@ class Results(TransactionCase):
     def test_refusals(self) -> None:
         for reason, status in (
             (LeaseNotFound("No."), 404),
-            (NoSpace("No."), 507),
+            (QuotaReached("No."), 507),
             (BadRequest("No."), 400),
         ):
             answer = self.ask("POST", b"/txn", {}, reason)

@@ -16,9 +16,9 @@ from raftd.errors import (
     IdempotencyTableFull,
     LeaseExists,
     LeaseNotFound,
-    NoSpace,
     NotLeader,
     OutcomeUnknown,
+    QuotaReached,
     RaftdError,
     TooLarge,
 )
@@ -135,7 +135,7 @@ _STATUSES: tuple[tuple[type[DidNotHappen], int], ...] = (
     (Compacted, 410),
     (IdempotencyKeyReused, 422),
     (IdempotencyTableFull, 429),
-    (NoSpace, 507),
+    (QuotaReached, 507),
 )
 
 

@@ -193,7 +193,7 @@ RESPONSES: dict[str, Any] = {
         _RETRY_AFTER,
     ),
     "504": _answer("`outcome_unknown`: a write that may have happened.", "Error"),
-    "507": _answer("`no_space`: the quota is reached.", "Error"),
+    "507": _answer("`quota_reached`: the quota is reached.", "Error"),
 }
 
 #: Errors that any request may meet, most of them in the protocol.

@@ -1,0 +1,48 @@
+"""What a defect is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Defect(NamedTuple):
+    """
+    One side of one pitfall, as a change of a module's source.
+
+    `old` occurs exactly once in the module; where it does not any more, the
+    code has changed and the defect has to be written anew.  Short pieces last
+    longest.
+    """
+
+    #: Which pitfall, and so which tests must catch it: `test_NN_...`.
+    number: int
+    #: Unique among all defects.
+    name: str
+    #: What is wrong with the code when it is in, a sentence.
+    breaks: str
+    #: The module's path within `raftd`.
+    module: str
+    old: str
+    new: str
+    #: So many seeds of the core's random faults must find it as well; 0: need not.
+    seeds: int = 0
+    #: Names of tests without its number that may catch it, too.
+    also: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.number:02} {self.name}"
+
+
+class DoesNotApply(Exception):
+    """The source has changed: the text of a defect is not in it exactly once."""
+
+
+def put_in(defect: Defect, source: str) -> str:
+    """The source of the defect's module with the defect; `DoesNotApply`."""
+    count = source.count(defect.old)
+    if count != 1:
+        raise DoesNotApply(
+            f"{defect.label}: its text is in raftd/{defect.module} {count} times, not once"
+        )
+    return source.replace(defect.old, defect.new)
