@@ -10,6 +10,8 @@ does so itself; a program that embeds raftd calls it first of all.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
@@ -39,10 +41,19 @@ def is_monotonic(reactor: object) -> bool:
     return not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic
 
 
-def warn_unless_monotonic(reactor: object) -> None:
+def monotonic_seconds(reactor: Any) -> Callable[[], float]:
+    """What tells how much time has passed: the time of `reactor`, unless that may jump."""
+    seconds: Callable[[], float] = reactor.seconds if is_monotonic(reactor) else time.monotonic
+    return seconds
+
+
+def warn_unless_monotonic(
+    reactor: object, so: str = "Setting the clock will disturb elections."
+) -> None:
     """Log a warning if a step of the wall clock would move the timers of `reactor`."""
     if not is_monotonic(reactor):
         _log.warn(
-            "The reactor runs on the wall clock: setting the clock will disturb elections. "
-            "Call raftd.clock.use_monotonic(reactor) before the first callLater()."
+            "The reactor runs on the wall clock. {so} "
+            "Call raftd.clock.use_monotonic(reactor) before the first callLater().",
+            so=so,
         )

@@ -7,7 +7,7 @@ The client library: what programs talk to a raftd cluster with (`docs/client.md`
 from __future__ import annotations
 
 from raftd.client.client import Client
-from raftd.client.errors import PreconditionFailed, Unreachable
+from raftd.client.errors import NotFound, PreconditionFailed, Unreachable
 from raftd.client.leases import Lease
 from raftd.client.values import (
     Changes,
@@ -27,6 +27,7 @@ __all__ = [
     "Event",
     "KeyValue",
     "Lease",
+    "NotFound",
     "Outcome",
     "Page",
     "PreconditionFailed",

@@ -8,22 +8,24 @@ The client of a cluster.
 Every method that asks the cluster gives a Deferred, which can be awaited.  It
 fails with a `DidNotHappen` if nothing was changed, or, for what changes
 something, with `OutcomeUnknown` if nobody could say in time; the rest of
-`raftd.errors` says why.
+`raftd.errors` says why.  Cancelled, it asks no more; what was asked may happen.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import wraps
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.web.client import Agent, HTTPConnectionPool
 
-from raftd.client.errors import error_of
-from raftd.client.leases import Lease
+from raftd.client.errors import NotFound, strange
+from raftd.client.leases import KEEP_ALIVES_PER_TTL, Lease, lasting_s, read_ttl
 from raftd.client.requester import Answer, Requester, key_path
 from raftd.client.transactions import Compare, Operation, as_fields
 from raftd.client.values import (
@@ -39,17 +41,26 @@ from raftd.client.values import (
     read_previous,
 )
 from raftd.client.watching import Watch
+from raftd.clock import warn_unless_monotonic
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Connections to one server that are kept open while nothing is asked.
 MAX_IDLE_CONNECTIONS = 16
+#: How long a connection may take to be made, in seconds.
+CONNECT_TIMEOUT_S = 2.0
+#: How long it is kept while nothing is asked: for less than servers do, so that
+#: no request meets one that is just being closed.
+IDLE_S = 60.0
 #: How long a request may take in all, unless the client is told otherwise, in seconds.
 TIMEOUT_S = 10.0
 
+#: Parameters of a query.
+Query = list[tuple[str, str | bytes | None]]
+
 _encode = msgspec.json.encode
-_decode = msgspec.json.decode
+_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def deferred(
@@ -72,8 +83,12 @@ class Client:
     is tried again for up to `timeout_s` seconds, a write too: it is carried
     out at most once all the same (`docs/client.md`).
 
-    `agent` is what treq sends with (`twisted.web.iweb.IAgent`); by default one
-    that keeps connections, which `close` ends.
+    `endpoints` makes the connections (`twisted.web.iweb.IAgentEndpointFactory`),
+    or `agent` is what treq sends with (`IAgent`); `draw` gives numbers from 0
+    to 1, by which pauses differ.  All three have defaults.
+
+    `requester` is for requests that this class has no method for; see also
+    `raftd.client.admin`.
     """
 
     def __init__(
@@ -82,25 +97,46 @@ class Client:
         servers: Sequence[str],
         *,
         timeout_s: float = TIMEOUT_S,
+        endpoints: Any = None,
         agent: Any = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.reactor = reactor
         self._pool: HTTPConnectionPool | None = None
         if agent is None:
-            self._pool = HTTPConnectionPool(reactor)
-            self._pool.maxPersistentPerHost = MAX_IDLE_CONNECTIONS
+            self._pool = pool = HTTPConnectionPool(reactor)
+            pool.maxPersistentPerHost = MAX_IDLE_CONNECTIONS
+            pool.cachedConnectionTimeout = IDLE_S  # type: ignore[assignment]
             # What it would try again by itself, a DELETE for one, may have happened.
-            self._pool.retryAutomatically = False
-            agent = Agent(reactor, pool=self._pool)
+            pool.retryAutomatically = False
+            if endpoints is None:
+                agent = Agent(reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=pool)
+            else:
+                agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
         #: What sends all requests.
         self.agent = agent
-        self.requester = Requester(reactor, servers, agent, timeout_s)
+        self.requester = Requester(reactor, servers, agent, timeout_s, draw)
 
     @deferred
     async def close(self) -> None:
-        """Close the connections that are kept."""
+        """
+        End everything: requests under way, watches, the keeping of leases,
+        which then end by themselves, and the connections.
+        """
+        self.requester.close()
         if self._pool is not None:
             await self._pool.closeCachedConnections()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
 
     # -- keys --------------------------------------------------------------------
 
@@ -124,17 +160,20 @@ class Client:
         if revision:
             parameters = [*parameters, ("revision", str(revision))]
         answer = await self.requester.read(key_path(key), parameters)
-        if answer.status == 404:
+        if answer.status != 200:
+            _check_not_found(answer)
             return None
-        self._check(answer)
-        return KeyValue(
-            key,
-            answer.body,
-            int(answer.header("Raftd-Create-Revision")),
-            answer.revision(),
-            int(answer.header("Raftd-Version")),
-            answer.header("Raftd-Lease"),
-        )
+        try:
+            return KeyValue(
+                key,
+                answer.body,
+                int(answer.header("Raftd-Create-Revision")),
+                int(answer.header("ETag").strip('"')),
+                int(answer.header("Raftd-Version")),
+                answer.header("Raftd-Lease"),
+            )
+        except ValueError:
+            raise strange(answer.server, answer.status) from None
 
     @deferred
     async def put(
@@ -160,7 +199,7 @@ class Client:
         if lease:
             parameters.append(("lease", lease if isinstance(lease, str) else lease.id))
         if ttl_s is not None:
-            parameters.append(("ttl", f"{ttl_s:g}"))
+            parameters.append(("ttl", f"{math.ceil(ttl_s * 1000) / 1000:.3f}"))
         answer = await self.requester.write(
             "PUT",
             key_path(as_bytes(key)),
@@ -169,7 +208,7 @@ class Client:
             as_bytes(value),
             idempotency_key=idempotency_key,
         )
-        return self._written(answer)
+        return _written(answer)
 
     @deferred
     async def delete(
@@ -188,16 +227,10 @@ class Client:
             _condition(if_revision),
             idempotency_key=idempotency_key,
         )
-        return None if answer.status == 404 else self._written(answer)
-
-    def _written(self, answer: Answer) -> Written:
-        fields = self._fields(answer)
-        return Written(
-            fields["revision"],
-            answer.status == 201,
-            read_previous(fields),
-            fields.get("lease", ""),
-        )
+        if answer.status == 404:
+            _check_not_found(answer)
+            return None
+        return _written(answer)
 
     # -- ranges ------------------------------------------------------------------
 
@@ -221,7 +254,8 @@ class Client:
         The keys that begin with `prefix`, or from `start` up to but not
         including `end`, or all: at most `limit` of them, those behind `after`.
 
-        They are in the order of the keys, unless `sort` names another field.
+        They are in the order of the keys, unless `sort` names another field:
+        `version`, `create_revision`, `mod_revision` or `value`.
         """
         parameters = _range(prefix, start, end) + _freshness(max_staleness_s)
         if after is not None:
@@ -235,7 +269,7 @@ class Client:
         if sort:
             parameters.append(("sort", sort))
         parameters += _flags(keys_only=keys_only, count_only=count_only)
-        fields = self._fields(await self.requester.read("/db/", parameters))
+        fields = _fields(await self.requester.read("/db/", parameters), "revision", "count")
         return read_page(fields, fields["revision"])
 
     async def scan(
@@ -287,7 +321,7 @@ class Client:
         answer = await self.requester.write(
             "DELETE", "/db/", parameters, idempotency_key=idempotency_key
         )
-        fields = self._fields(answer)
+        fields = _fields(answer, "revision", "deleted")
         return Deleted(fields["revision"], fields["deleted"])
 
     # -- transactions --------------------------------------------------------------
@@ -311,7 +345,7 @@ class Client:
             body=_encode(as_fields(compares, then, otherwise)),
             idempotency_key=idempotency_key,
         )
-        fields = self._fields(answer)
+        fields = _fields(answer, "revision", "succeeded", "results")
         return read_outcome(fields, fields["revision"])
 
     # -- watches and leases ------------------------------------------------------------
@@ -336,23 +370,41 @@ class Client:
         `delete`, to leave the others out.  Close it when it is not needed any more.
         """
         if key is not None:
-            path, parameters = key_path(as_bytes(key)), list[tuple[str, str | bytes]]()
+            path, parameters = key_path(as_bytes(key)), Query()
         else:
             path, parameters = "/db/", _range(prefix, start, end)
-        parameters += [("watch", ""), *_flags(prev=previous)]
+        parameters += [("watch", None), *_flags(prev=previous)]
         if events:
             parameters.append(("events", events))
-        return Watch(self.reactor, self.agent, self.requester, path, parameters, revision)
+        return Watch(self.reactor, self.requester, path, parameters, revision)
 
     @deferred
-    async def lease(self, ttl_s: float, *, idempotency_key: str | None = None) -> Lease:
-        """A new lease, which is kept alive until it is closed."""
-        begun = self.reactor.seconds()
+    async def lease(
+        self, ttl_s: float, *, delay_s: float = 0.0, idempotency_key: str | None = None
+    ) -> Lease:
+        """
+        A new lease, which is kept alive until it is closed.
+
+        Servers may make the TTL longer.  They keep the lease for `delay_s`
+        longer than its holder may rely on it: time for what was under way
+        when it was lost.
+        """
+        warn_unless_monotonic(self.reactor, "Leases would be taken for held when they are not.")
+        sent_at = self.requester.seconds()
+        body = _encode({"ttl": math.ceil((ttl_s + delay_s) * 1000) / 1000})
         answer = await self.requester.write(
-            "POST", "/lease", body=_encode({"ttl": ttl_s}), idempotency_key=idempotency_key
+            "POST", "/lease", body=body, idempotency_key=idempotency_key
         )
-        fields = self._fields(answer)
-        return Lease(self.reactor, self.requester, fields["id"], fields["ttl"], begun)
+        lease_id = str(_fields(answer, "id")["id"])
+        granted_s = read_ttl(answer)
+        late_s = lasting_s(granted_s, delay_s) / KEEP_ALIVES_PER_TTL
+        if self.requester.seconds() - sent_at > late_s:
+            # It was granted at one of the attempts, nobody knows which.
+            answer = await self.requester.ask("POST", f"/lease/{lease_id}/keepalive")
+            if answer.status != 200:
+                raise answer.error()
+            granted_s, sent_at = read_ttl(answer), answer.sent_at
+        return Lease(self.reactor, self.requester, lease_id, granted_s, sent_at, delay_s)
 
     # -- the cluster -------------------------------------------------------------------
 
@@ -364,21 +416,39 @@ class Client:
         """
         body = {"revision": revision} if keep is None else {"keep": keep}
         answer = await self.requester.write("POST", "/compact", body=_encode(body))
-        return int(self._fields(answer)["compacted_revision"])
+        return int(_fields(answer, "compacted_revision")["compacted_revision"])
 
     @deferred
     async def status(self) -> dict[str, Any]:
         """What the server that is asked says of itself, as `GET /status`."""
-        return self._fields(await self.requester.read("/status"))
+        return _fields(await self.requester.read("/status"))
 
-    def _fields(self, answer: Answer) -> dict[str, Any]:
-        self._check(answer)
-        fields: dict[str, Any] = _decode(answer.body)
-        return fields
 
-    def _check(self, answer: Answer) -> None:
-        if answer.status >= 400:
-            raise error_of(self.requester.server, answer.status, answer.body)
+def _fields(answer: Answer, *required: str) -> dict[str, Any]:
+    """The fields of a success, which has those that are required; else it is raised."""
+    if not 200 <= answer.status < 300:
+        raise answer.error()
+    try:
+        fields = _decode_fields(answer.body)
+    except msgspec.MsgspecError:
+        fields = {}
+    if not fields or not all(name in fields for name in required):
+        raise strange(answer.server, answer.status)
+    return fields
+
+
+def _check_not_found(answer: Answer) -> None:
+    """Raise what it is, unless it says that the key is not there."""
+    error = answer.error()
+    if not isinstance(error, NotFound):
+        raise error
+
+
+def _written(answer: Answer) -> Written:
+    fields = _fields(answer, "revision")
+    return Written(
+        fields["revision"], answer.status == 201, read_previous(fields), fields.get("lease", "")
+    )
 
 
 def _condition(if_revision: int | None) -> dict[str, str]:
@@ -388,7 +458,7 @@ def _condition(if_revision: int | None) -> dict[str, str]:
     return {"If-Match": f'"{if_revision}"'} if if_revision else {"If-None-Match": "*"}
 
 
-def _freshness(max_staleness_s: float) -> list[tuple[str, str | bytes]]:
+def _freshness(max_staleness_s: float) -> Query:
     if max_staleness_s == math.inf:
         return [("consistency", "local")]
     if max_staleness_s:
@@ -396,12 +466,10 @@ def _freshness(max_staleness_s: float) -> list[tuple[str, str | bytes]]:
     return []
 
 
-def _range(
-    prefix: Text | None, start: Text | None, end: Text | None
-) -> list[tuple[str, str | bytes]]:
+def _range(prefix: Text | None, start: Text | None, end: Text | None) -> Query:
     given = (("prefix", prefix), ("start", start), ("end", end))
     return [(name, as_bytes(value)) for name, value in given if value is not None]
 
 
-def _flags(**flags: bool) -> list[tuple[str, str | bytes]]:
-    return [(name, "") for name, on in flags.items() if on]
+def _flags(**flags: bool) -> Query:
+    return [(name, None) for name, on in flags.items() if on]

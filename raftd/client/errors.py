@@ -9,7 +9,7 @@ from raftd.errors import BadRequest, DidNotHappen, OutcomeUnknown, RaftdError
 
 
 class Unreachable(DidNotHappen):
-    """No server could be reached, so that nothing was changed."""
+    """No server could be reached, or none has answered; nothing was changed."""
 
     code = "unreachable"
 
@@ -23,9 +23,15 @@ class PreconditionFailed(DidNotHappen):
 
     code = "precondition_failed"
 
-    def __init__(self, message: str, mod_revision: int) -> None:
+    def __init__(self, message: str, mod_revision: int = 0) -> None:
         super().__init__(message)
         self.mod_revision = mod_revision
+
+
+class NotFound(DidNotHappen):
+    """There is nothing under this name; nothing was changed."""
+
+    code = "not_found"
 
 
 class _Body(msgspec.Struct):
@@ -40,7 +46,7 @@ class _Body(msgspec.Struct):
 
 _KINDS: dict[str, type[RaftdError]] = {
     kind.code: kind
-    for kind in vars(errors).values()
+    for kind in (*vars(errors).values(), NotFound)
     if isinstance(kind, type)
     and issubclass(kind, RaftdError)
     and not issubclass(kind, errors.Fatal)
@@ -50,25 +56,39 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 def error_of(server: str, status: int, body: bytes) -> RaftdError:
-    """The exception for an answer of `server` with this status, 400 or above."""
+    """
+    The exception for an answer of `server` that is no success.
+
+    `DidNotHappen` only if raftd has said so, or refused the request as such.
+    """
     try:
         said = _decode(body)
     except msgspec.MsgspecError:
         # A proxy between, or something else that listens there.
-        if status >= 500:
-            return OutcomeUnknown(f"{server} answered {status}, and not as raftd does.")
-        return BadRequest(f"{server} answered {status}, and not as raftd does.")
+        return strange(server, status)
     if said.error == errors.Compacted.code:
         return errors.Compacted(said.message, said.compacted_revision)
     if said.error == errors.FutureRevision.code:
         return errors.FutureRevision(said.message, said.revision)
     if said.error == PreconditionFailed.code:
         return PreconditionFailed(said.message, said.mod_revision)
-    kind = _KINDS.get(said.error)
-    if kind is None:
-        kind = (
-            OutcomeUnknown if status == 504 else DidNotHappen if status >= 500 else BadRequest
-        )
-    error = kind(said.message)
+    family = _family(status)
+    kind = _KINDS.get(said.error, family)
+    error = (kind if issubclass(kind, family) else family)(said.message)
     error.code = said.error
     return error
+
+
+def strange(server: str, status: int) -> RaftdError:
+    """The exception for an answer that raftd does not give."""
+    kind = OutcomeUnknown if status < 300 or status >= 500 else BadRequest
+    return kind(f"{server} answered {status}, and not as raftd does.")
+
+
+def _family(status: int) -> type[RaftdError]:
+    """What an error of this status is at least, whatever else it is."""
+    if status in (408, 429, 503, 507):
+        return DidNotHappen
+    if status >= 500:
+        return OutcomeUnknown
+    return DidNotHappen if status in (404, 409, 410, 412, 422) else BadRequest

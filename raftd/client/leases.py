@@ -1,8 +1,10 @@
 """
 A lease that is kept alive, and that knows when it may be over.
 
-The TTL is counted from when a keep-alive was *sent*: the cluster counts from
-when it arrived, so that the lease is over here no later than there.
+The time is counted from when a keep-alive was *sent*: the cluster counts from
+when it arrived, so that the lease is over here no later than there.  It is
+counted by a clock that nobody can set, and a little faster than that clock
+says, for no two clocks run alike.
 """
 
 from __future__ import annotations
@@ -13,59 +15,90 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from raftd.client.errors import error_of
-from raftd.client.requester import Requester
+from raftd.client.errors import strange
+from raftd.client.requester import MAX_PAUSE_S, Answer, Requester
 from raftd.errors import LeaseNotFound, RaftdError
 
-#: How often it is kept alive: this many times within its TTL.
+#: How often it is kept alive: this many times within the time that it has.
 KEEP_ALIVES_PER_TTL = 3
+#: How many servers may be silent, one after the other, within that time.
+ATTEMPTS_PER_TTL = 6
+#: By how much the clock here may run slower than a server's: a hundred times
+#: what the crystals in computers do.
+MAX_DRIFT = 0.01
+
+
+def lasting_s(ttl_s: float, delay_s: float) -> float:
+    """How long a holder may rely on a lease of this TTL, of which the end is a delay."""
+    return ttl_s * (1 - MAX_DRIFT) - delay_s
+
+
+def read_ttl(answer: Answer) -> float:
+    """The TTL in an answer about a lease."""
+    try:
+        return float(msgspec.json.decode(answer.body)["ttl"])
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+        raise strange(answer.server, answer.status) from None
 
 
 class Lease:
     """
     A lease; `lost` fires, once, when it may be over: before anybody else can
-    be given what it held.
+    be given what it held, and by `delay_s` before.
 
-    As a context manager (`async with`) it is revoked at the end.
+    `id` names it to servers, `ttl_s` is how long they keep it after the last
+    keep-alive.  As a context manager (`async with`) it is revoked at the end.
     """
 
     _log = Logger()
 
     def __init__(
-        self, clock: Any, requester: Requester, lease_id: str, ttl_s: float, begun: float
+        self,
+        clock: Any,
+        requester: Requester,
+        lease_id: str,
+        ttl_s: float,
+        sent_at: float,
+        delay_s: float = 0.0,
     ) -> None:
-        """`begun` is when the request that granted it was made, by `clock`."""
+        """`sent_at` is when what gave it its TTL was asked, by `requester.seconds`."""
         self.id = lease_id
         self.ttl_s = ttl_s
+        self.delay_s = delay_s
         self._clock = clock
         self._requester = requester
-        self._ends = begun + ttl_s
-        self._lost: list[Deferred[None]] = []
+        self._sent_at = sent_at
+        self._lost: dict[Deferred[None], None] = {}
         self._is_over = False
-        self._asking: Deferred[None] | None = None
-        self._next: IDelayedCall | None = None
-        self._end: IDelayedCall | None = None
-        self._go_on()
+        requester.users[self] = None
+        self._end: IDelayedCall = clock.callLater(self.remaining_s, self._check_end)
+        self._keeping = Deferred.fromCoroutine(self._keep_alive())
+        self._keeping.addErrback(self._failed).addBoth(lambda _: self._over())
 
     @property
     def is_held(self) -> bool:
         """Whether it certainly is not over yet."""
-        return not self._is_over and self._clock.seconds() < self._ends
+        return self.remaining_s > 0
 
     @property
     def remaining_s(self) -> float:
         """How long it certainly lasts."""
-        return max(0.0, self._ends - self._clock.seconds()) if self.is_held else 0.0
+        if self._is_over:
+            return 0.0
+        ends = self._sent_at + lasting_s(self.ttl_s, self.delay_s)
+        return max(0.0, ends - self._requester.seconds())
 
     def lost(self) -> Deferred[None]:
         """Fires when it may be over, however that comes; at once if it is."""
-        waiting: Deferred[None] = Deferred(self._lost.remove)
-        if self._is_over:
-            waiting.callback(None)
+        waiting: Deferred[None] = Deferred(lambda d: self._lost.pop(d, None))
+        if self.is_held:
+            self._lost[waiting] = None
         else:
-            self._lost.append(waiting)
+            waiting.callback(None)
         return waiting
 
     def close(self) -> None:
@@ -79,8 +112,10 @@ class Lease:
     async def _revoke(self) -> None:
         self._over()
         answer = await self._requester.write("DELETE", f"/lease/{self.id}")
-        if answer.status not in (200, 404):
-            raise error_of(self._requester.server, answer.status, answer.body)
+        if answer.status != 200:
+            error = answer.error()
+            if not isinstance(error, LeaseNotFound):
+                raise error
 
     async def __aenter__(self) -> Lease:
         return self
@@ -95,58 +130,66 @@ class Lease:
             await self.revoke()
         except RaftdError as e:
             # It ends by itself, a little later.
-            self._log.info(
-                "The lease {id} was not revoked: {reason}", id=self.id, reason=str(e)
-            )
+            self._log.info("The lease {id} was not revoked: {reason!s}", id=self.id, reason=e)
 
     # -- keeping it alive ------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        now = self._clock.seconds()
-        if self._end is not None:
-            self._end.cancel()
-        self._end = self._clock.callLater(max(0.0, self._ends - now), self._expired)
+    async def _keep_alive(self) -> None:
+        """Until there is no such lease, or this is cancelled."""
+        failures = 0
+        while True:
+            await deferLater(self._clock, self._pause_s(failures))
+            try:
+                answer = await self._requester.ask(
+                    "POST",
+                    f"/lease/{self.id}/keepalive",
+                    timeout_s=self.remaining_s,
+                    attempt_s=self._lasting_s() / ATTEMPTS_PER_TTL,
+                )
+                if answer.status != 200:
+                    raise answer.error()
+                ttl_s = read_ttl(answer)
+            except LeaseNotFound:
+                return
+            except RaftdError as e:
+                failures += 1
+                self._log.info("No keep-alive for {id}: {reason!s}", id=self.id, reason=e)
+            else:
+                failures = 0
+                self.ttl_s, self._sent_at = ttl_s, answer.sent_at
+                self._end.reset(self.remaining_s)
+
+    def _pause_s(self, failures: int) -> float:
+        if failures:
+            return min(MAX_PAUSE_S, self._lasting_s() / ATTEMPTS_PER_TTL)
         # From when the last one was sent, so that a slow answer does not add up.
-        sent = self._ends - self.ttl_s
-        due = max(now, sent + self.ttl_s / KEEP_ALIVES_PER_TTL)
-        self._next = self._clock.callLater(due - now, self._keep_alive)
+        due = self._sent_at + self._lasting_s() / KEEP_ALIVES_PER_TTL
+        return max(0.0, due - self._requester.seconds())
 
-    def _keep_alive(self) -> None:
-        self._next = None
-        self._asking = Deferred.fromCoroutine(self._ask())
-        self._asking.addErrback(lambda failure: failure.trap(CancelledError))
+    def _lasting_s(self) -> float:
+        return lasting_s(self.ttl_s, self.delay_s)
 
-    async def _ask(self) -> None:
-        begun = self._clock.seconds()
-        try:
-            answer = await self._requester.ask("POST", f"/lease/{self.id}/keepalive")
-            if answer.status >= 400:
-                raise error_of(self._requester.server, answer.status, answer.body)
-        except LeaseNotFound:
-            self._over()
-        except RaftdError as e:
-            self._log.info("No keep-alive for {id}: {reason}", id=self.id, reason=str(e))
-            if not self._is_over:
-                self._next = self._clock.callLater(0, self._keep_alive)
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("A lease is not kept alive any more", failure)
+
+    def _check_end(self) -> None:
+        remaining_s = self.remaining_s
+        if remaining_s > 0:
+            # The reactor's clock was set, or its timers are not exact.
+            self._end = self._clock.callLater(remaining_s, self._check_end)
         else:
-            if not self._is_over:
-                self.ttl_s = msgspec.json.decode(answer.body)["ttl"]
-                self._ends = begun + self.ttl_s
-                self._go_on()
-
-    def _expired(self) -> None:
-        self._end = None
-        self._over()
+            self._over()
 
     def _over(self) -> None:
         if self._is_over:
             return
         self._is_over = True
-        for call in (self._next, self._end):
-            if call is not None and call.active():
-                call.cancel()
-        if self._asking is not None:
-            self._asking.cancel()
-        waiting, self._lost = self._lost, []
+        self._requester.users.pop(self, None)
+        if self._end.active():
+            self._end.cancel()
+        self._keeping.cancel()
+        waiting, self._lost = self._lost, {}
         for each in waiting:
-            each.callback(None)
+            if not each.called:
+                each.callback(None)

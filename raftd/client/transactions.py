@@ -17,6 +17,9 @@ import msgspec
 
 from raftd.client.values import Text, as_bytes, named
 
+#: How the absence of a lease is written.
+_NO_LEASE = "0" * 16
+
 
 class Compare(msgspec.Struct, frozen=True):
     """One condition, as `value(key) == b"..."` and the like make it."""
@@ -41,6 +44,8 @@ class _Target:
         fields: dict[str, Any] = {**named("key", self._key), "op": relation}
         if self._name == "value":
             fields.update(named("value", as_bytes(operand)))
+        elif self._name == "lease":
+            fields["lease"] = operand or _NO_LEASE
         else:
             fields[self._name] = operand
         return Compare(fields)
@@ -80,6 +85,11 @@ def mod_revision(key: Text) -> _Target:
     return _Target(key, "mod_revision")
 
 
+def lease(key: Text) -> _Target:
+    """The id of the lease of `key`; empty if it has none, or is not there."""
+    return _Target(key, "lease")
+
+
 def exists(key: Text) -> Compare:
     """Whether `key` is there."""
     return version(key) > 0
@@ -115,32 +125,60 @@ def put(
     return Operation({"put": fields})
 
 
-def _range(key: Text | None, prefix: Text | None) -> dict[str, Any]:
-    if (key is None) == (prefix is None):
-        raise ValueError("One of key and prefix must be given.")
-    if key is not None:
-        return {**named("key", as_bytes(key))}
-    assert prefix is not None
-    return {**named("prefix", as_bytes(prefix))}
+def _keys(
+    key: Text | None, prefix: Text | None, start: Text | None, end: Text | None
+) -> dict[str, Any]:
+    """Which keys are meant: one, those with a prefix, or those from a start to an end."""
+    given = {"key": key, "prefix": prefix, "start": start, "end": end}
+    fields: dict[str, Any] = {}
+    for name, text in given.items():
+        if text is not None:
+            fields.update(named(name, as_bytes(text)))
+    if len(fields) != 1 and (start is None or end is None or len(fields) != 2):
+        raise ValueError("Either a key, or a prefix, or a start and an end must be given.")
+    return fields
 
 
 def get(
-    key: Text | None = None, *, prefix: Text | None = None, limit: int = 0, revision: int = 0
+    key: Text | None = None,
+    *,
+    prefix: Text | None = None,
+    start: Text | None = None,
+    end: Text | None = None,
+    limit: int = 0,
+    keys_only: bool = False,
+    count_only: bool = False,
+    descending: bool = False,
+    sort: str = "",
+    revision: int = 0,
 ) -> Operation:
-    """Read a key, or the keys that begin with `prefix`."""
-    fields = _range(key, prefix)
+    """Read a key, or a range; as of `Client.page`."""
+    fields = _keys(key, prefix, start, end)
     if limit:
         fields["limit"] = limit
+    if keys_only:
+        fields["keys_only"] = True
+    if count_only:
+        fields["count_only"] = True
+    if descending:
+        fields["order"] = "desc"
+    if sort:
+        fields["sort"] = sort
     if revision:
         fields["revision"] = revision
     return Operation({"get": fields})
 
 
 def delete(
-    key: Text | None = None, *, prefix: Text | None = None, previous: bool = False
+    key: Text | None = None,
+    *,
+    prefix: Text | None = None,
+    start: Text | None = None,
+    end: Text | None = None,
+    previous: bool = False,
 ) -> Operation:
-    """Delete a key, or the keys that begin with `prefix`."""
-    fields = _range(key, prefix)
+    """Delete a key, or a range."""
+    fields = _keys(key, prefix, start, end)
     if previous:
         fields["prev"] = True
     return Operation({"delete": fields})

@@ -138,7 +138,7 @@ TABLE = {
     "console": Rule(("errors", "interfaces", "names"), ("msgspec", "twisted")),
     "listening": Rule(("errors", "names"), ("twisted",)),
     "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted", "zope")),
-    "client": Rule(("errors",), ("msgspec", "treq", "twisted")),
+    "client": Rule(("clock", "errors"), ("msgspec", "treq", "twisted", "zope")),
     "cli": Rule(("client", "errors", "names"), ("twisted",)),
     # The process: what is written, and where.
     "outlet": Rule(),

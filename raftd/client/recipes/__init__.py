@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from raftd.client.recipes.barriers import Barrier, DoubleBarrier
+from raftd.client.recipes.contenders import TooManyContenders
 from raftd.client.recipes.counters import Counter
-from raftd.client.recipes.elections import Campaign, Election, Leader
+from raftd.client.recipes.elections import Campaign, Election, Leader, Observation
 from raftd.client.recipes.locks import (
     Held,
     Lock,
-    LockDisturbed,
     ReadLock,
     ReadWriteLock,
     Semaphore,
@@ -25,10 +25,11 @@ __all__ = [
     "Held",
     "Leader",
     "Lock",
-    "LockDisturbed",
+    "Observation",
     "Queue",
     "ReadLock",
     "ReadWriteLock",
     "Semaphore",
+    "TooManyContenders",
     "WriteLock",
 ]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+from uuid import uuid4
+
+from twisted.internet.defer import CancelledError
+
 from raftd.client.client import Client, deferred
+from raftd.client.errors import PreconditionFailed
 from raftd.client.leases import Lease
-from raftd.client.recipes.contenders import MAX_CONTENDERS, gone, under
+from raftd.client.recipes.contenders import (
+    MAX_CONTENDERS,
+    changed,
+    gone,
+    in_line,
+    under,
+    while_held,
+)
 from raftd.client.recipes.locks import TTL_S
 from raftd.client.transactions import missing, put
-from raftd.client.values import Text, as_bytes
-from raftd.errors import Compacted
+from raftd.client.values import KeyValue, Text, as_bytes
+from raftd.errors import RaftdError
 
 
 class Barrier:
@@ -43,60 +56,106 @@ class Barrier:
 
 class DoubleBarrier:
     """
-    `count` members begin together and end together.
+    `count` members begin together and end together; then it can be used again.
 
-    Each has a key under its lease: one that dies is taken to have left.
+    Each has a key under its lease: one that dies is taken to have left.  When
+    there are enough, one of them writes down who they are.  That is a round:
+    whoever is in it has entered, whoever is not waits for the next one, and it
+    is over when the keys of all of them are gone.
     """
 
     def __init__(self, client: Client, name: Text, count: int, *, ttl_s: float = TTL_S) -> None:
-        if count < 1:
-            raise ValueError("A barrier waits for one at least.")
+        if not 1 <= count <= MAX_CONTENDERS // 2:
+            raise ValueError(f"A barrier waits for 1 to {MAX_CONTENDERS // 2} members.")
         self._client = client
         self._prefix = under(name)
-        #: Put by whoever sees that all are there: from then on nobody waits to enter.
-        self._ready = self._prefix.rstrip(b"/") + b".ready"
+        #: The names of the members of the round, one a line.
+        self._round_key = self._prefix + b"round"
         self._count = count
         self._ttl_s = ttl_s
         self._lease: Lease | None = None
+        #: Who is in the round that was entered.
+        self._members: frozenset[bytes] = frozenset()
 
     @deferred
     async def enter(self) -> None:
-        """Return when `count` members have called this."""
-        self._lease = await self._client.lease(self._ttl_s)
-        key = self._prefix + self._lease.id.encode("ascii")
-        await self._client.put(key, b"", lease=self._lease)
-        while True:
-            page = await self._client.page(self._prefix, keys_only=True, limit=MAX_CONTENDERS)
-            if len(page.kvs) >= self._count:
-                await self._client.put(self._ready, b"")
-                return
-            if await self._client.get(self._ready) is not None:
-                return
-            await self._changed(page.revision)
+        """Return when `count` members have called this; `LeaseNotFound` if this one died."""
+        if self._lease is not None:
+            raise RuntimeError("Each member enters once, with an object of its own.")
+        lease = await self._client.lease(self._ttl_s)
+        self._lease = lease
+        try:
+            me = b"m-" + f"{lease.id}-{uuid4().hex}".encode("ascii")
+            await self._client.put(self._prefix + me, b"", lease=lease)
+            await while_held(lease, self._enter(me))
+        except BaseException:
+            self._lease = None
+            lease.revoke().addErrback(lambda f: f.trap(RaftdError, CancelledError))
+            raise
 
-    async def _changed(self, revision: int) -> None:
-        """Return when a member has come, or all are there."""
-        # The members' keys, and `_ready`, which sorts just before them.
-        async with self._client.watch(
-            start=self._ready, end=self._prefix + b"\xff", revision=revision + 1, events="put"
-        ) as watch:
-            try:
-                async for _ in watch:
-                    return
-            except Compacted:
+    async def _enter(self, me: bytes) -> None:
+        while True:
+            revision, members, present = await self._look()
+            if me in members:
+                self._members = members
                 return
+            first = present[: self._count]
+            if members:
+                if members.isdisjoint(present):
+                    await self._end_round(members)
+                    continue
+            elif len(first) == self._count and me in first:
+                # Nobody in it leaves before it has seen that it is in.
+                await self._client.transact(
+                    [missing(self._round_key)], [put(self._round_key, b"\n".join(first))]
+                )
+                continue
+            await changed(self._client, None, self._prefix, revision)
+
+    async def _look(self) -> tuple[int, frozenset[bytes], list[bytes]]:
+        """Who is in the present round, nobody if there is none, and who is there, in order."""
+        revision, line = await in_line(self._client, self._prefix)
+        members: frozenset[bytes] = frozenset()
+        present: list[bytes] = []
+        for kv in line:
+            if kv.key == self._round_key:
+                members = frozenset(kv.value.split(b"\n"))
+            else:
+                present.append(kv.key[len(self._prefix) :])
+        return revision, members, present
+
+    async def _end_round(self, members: frozenset[bytes]) -> None:
+        """All of them are gone, for ever; the next round may begin."""
+        record: KeyValue | None = await self._client.get(self._round_key)
+        if record is not None and frozenset(record.value.split(b"\n")) == members:
+            try:
+                await self._client.delete(self._round_key, if_revision=record.mod_revision)
+            except PreconditionFailed:
+                return  # somebody else has ended it
 
     @deferred
     async def leave(self) -> None:
         """Return when all that had entered have called this, or died."""
         if self._lease is None:
-            raise ValueError("Who has not entered cannot leave.")
+            raise RuntimeError("Who has not entered cannot leave.")
         lease, self._lease = self._lease, None
         await lease.revoke()
         while True:
-            page = await self._client.page(self._prefix, keys_only=True, limit=MAX_CONTENDERS)
-            if not page.kvs:
-                # For the next time; all that are still waiting have seen it.
-                await self._client.delete(self._ready)
+            revision, members, present = await self._look()
+            if self._members.isdisjoint(present):
+                if members == self._members:
+                    await self._end_round(members)
                 return
-            await gone(self._client, None, self._prefix, page.revision)
+            await gone(self._client, None, self._prefix, revision)
+
+    async def __aenter__(self) -> DoubleBarrier:
+        await self.enter()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.leave()

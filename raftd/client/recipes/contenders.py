@@ -10,30 +10,43 @@ that one that leaves wakes one, and not all.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from raftd.client.client import Client
 from raftd.client.leases import Lease
-from raftd.client.transactions import Compare, create_revision, delete, get, missing, put
-from raftd.client.values import KeyValue, Page, Text, as_bytes
-from raftd.errors import Compacted, LeaseNotFound
+from raftd.client.transactions import Compare, create_revision
+from raftd.client.values import KeyValue, Text, as_bytes
+from raftd.errors import Compacted, LeaseNotFound, Overloaded, RaftdError
+
+T = TypeVar("T")
 
 #: How many may contend for one thing: each looks at all that came before it.
 MAX_CONTENDERS = 10_000
 
+#: When to try again to get out of line, in seconds.
+LEAVE_RETRY_S = 1.0
+
 #: Of those that came before, in order, the ones that a contender waits for.
 Blockers = Callable[[Sequence[KeyValue]], Sequence[KeyValue]]
 
+_log = Logger()
 
-class TooManyContenders(Exception):
-    """There are `MAX_CONTENDERS` already."""
+
+class TooManyContenders(Overloaded):
+    """`MAX_CONTENDERS` want the same thing already."""
+
+    code = "too_many_contenders"
 
 
 class Contender:
     """
-    One key under `prefix`, in line.
+    One key under `prefix`, in line: `kind`, a lease's id, and what tells it
+    from others of that lease.
 
     `token`, once it has joined, is greater than that of everybody who was
     there before, for ever: what is protected can refuse a smaller one than
@@ -44,7 +57,8 @@ class Contender:
     def __init__(self, client: Client, prefix: bytes, kind: str, lease: Lease) -> None:
         self._client = client
         self.prefix = prefix
-        self.key = prefix + f"{kind}{lease.id}".encode("ascii")
+        self._name = uuid4().hex
+        self.key = prefix + f"{kind}{lease.id}-{self._name}".encode("ascii")
         self.lease = lease
         self.token = 0
 
@@ -55,15 +69,11 @@ class Contender:
         return compare
 
     async def join(self, value: Text = b"") -> None:
-        """Get in line, or find out where one stands if one is."""
-        outcome = await self._client.transact(
-            [missing(self.key)],
-            [put(self.key, value, lease=self.lease.id), get(self.key)],
-            [get(self.key)],
+        """Get in line; called again, find out whether one is."""
+        written = await self._client.put(
+            self.key, value, lease=self.lease, idempotency_key=f"join-{self._name}"
         )
-        page = outcome.results[-1]
-        assert isinstance(page, Page)
-        self.token = page.kvs[0].create_revision
+        self.token = written.revision
 
     async def before(self) -> tuple[int, list[KeyValue]]:
         """
@@ -71,13 +81,10 @@ class Contender:
 
         `LeaseNotFound` if this one is not in line any more.
         """
-        page = await self._client.page(self.prefix, limit=MAX_CONTENDERS)
-        if page.more:
-            raise TooManyContenders(f"More than {MAX_CONTENDERS} wait for the same thing.")
-        if not any(kv.key == self.key and kv.create_revision == self.token for kv in page.kvs):
+        revision, line = await in_line(self._client, self.prefix, keys_only=True)
+        if not any(kv.key == self.key and kv.create_revision == self.token for kv in line):
             raise LeaseNotFound("The lease is over, and the place in line with it.")
-        earlier = [kv for kv in page.kvs if kv.create_revision < self.token]
-        return page.revision, sorted(earlier, key=lambda kv: kv.create_revision)
+        return revision, [kv for kv in line if kv.create_revision < self.token]
 
     async def wait(self, blockers: Blockers, *, any_of_them: bool = False) -> None:
         """
@@ -91,36 +98,68 @@ class Contender:
             if not blocking:
                 return
             if any_of_them:
-                await self._while_held(gone(self._client, None, self.prefix, revision))
+                step = gone(self._client, None, self.prefix, revision)
             else:
-                await self._while_held(gone(self._client, blocking[-1].key, None, revision))
-
-    async def _while_held(self, step: Coroutine[Deferred[Any], Any, None]) -> None:
-        """`LeaseNotFound` if the lease may be over before `step` has come to its end."""
-        waiting = Deferred.fromCoroutine(step)
-        lost = self.lease.lost()
-        lost.addCallbacks(
-            lambda _: waiting.cancel(), lambda failure: failure.trap(CancelledError)
-        )
-        try:
-            await waiting
-        except CancelledError:
-            if self.lease.is_held:
-                raise
-            raise LeaseNotFound("The lease is over, and the place in line with it.") from None
-        finally:
-            lost.cancel()
+                step = gone(self._client, blocking[-1].key, None, revision)
+            await while_held(self.lease, step)
 
     async def leave(self) -> None:
-        """Get out of line, if it is still this very place."""
-        await self._client.transact([self.is_mine], [delete(self.key)])
+        """
+        Get out of line, and see to it that nothing of this is still on its way.
+
+        Tried for as long as the lease lasts, which takes the place along.
+        """
+        while self.lease.is_held:
+            try:
+                if not self.token:
+                    # Had it not been carried out yet, it would be now.
+                    await self.join()
+                await self._client.delete(self.key)
+                return
+            except LeaseNotFound:
+                return
+            except RaftdError as e:
+                _log.info("{key} is not out of line yet: {reason!s}", key=self.key, reason=e)
+            await deferLater(self._client.reactor, LEAVE_RETRY_S)
+
+
+async def in_line(
+    client: Client, prefix: bytes, *, keys_only: bool = False
+) -> tuple[int, list[KeyValue]]:
+    """All that contend under `prefix`, in order, and the revision as of which that is so."""
+    page = await client.page(prefix, limit=MAX_CONTENDERS, keys_only=keys_only)
+    if page.more:
+        raise TooManyContenders(f"More than {MAX_CONTENDERS} want the same thing.")
+    # What is deeper belongs to something whose name begins with this one's.
+    line = [kv for kv in page.kvs if b"/" not in kv.key[len(prefix) :]]
+    return page.revision, sorted(line, key=lambda kv: kv.create_revision)
+
+
+async def while_held(lease: Lease, step: Coroutine[Deferred[Any], Any, T]) -> T:
+    """What `step` comes to; `LeaseNotFound` if the lease may be over before that."""
+    waiting = Deferred.fromCoroutine(step)
+    lost = lease.lost()
+    lost.addCallbacks(lambda _: waiting.cancel(), lambda failure: failure.trap(CancelledError))
+    try:
+        return await waiting
+    except CancelledError:
+        if lease.is_held:
+            raise
+        raise LeaseNotFound("The lease is over, and the place in line with it.") from None
+    finally:
+        lost.cancel()
 
 
 async def gone(client: Client, key: Text | None, prefix: Text | None, revision: int) -> None:
     """Return when `key`, or one under `prefix`, has been deleted since `revision`."""
-    async with client.watch(
-        key, prefix=prefix, revision=revision + 1, events="delete"
-    ) as watch:
+    await changed(client, key, prefix, revision, "delete")
+
+
+async def changed(
+    client: Client, key: Text | None, prefix: Text | None, revision: int, events: str = ""
+) -> None:
+    """Return when `key`, or something under `prefix`, has changed since `revision`."""
+    async with client.watch(key, prefix=prefix, revision=revision + 1, events=events) as watch:
         try:
             async for _ in watch:
                 return
@@ -130,5 +169,5 @@ async def gone(client: Client, key: Text | None, prefix: Text | None, revision: 
 
 
 def under(prefix: Text) -> bytes:
-    """A prefix under which nothing else is."""
+    """A prefix for the keys of one thing."""
     return as_bytes(prefix).rstrip(b"/") + b"/"

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from raftd.client.client import Client, deferred
 from raftd.client.leases import Lease
 from raftd.client.recipes.contenders import Contender, under
-from raftd.client.transactions import delete, mod_revision, put
+from raftd.client.transactions import Compare
 from raftd.client.values import KeyValue, Text
 from raftd.errors import RaftdError
 
@@ -32,25 +32,30 @@ TTL_S = 10.0
 _WRITER = "w-"
 _READER = "r-"
 
+_log = Logger()
+
 
 class Held:
     """
-    A lock that is held.
+    A lock that is held; as a context manager (`async with`), until its end.
 
     `token` grows with every holder: the fencing token.
     """
 
-    def __init__(self, lock: _Lock, contender: Contender, owns_lease: bool) -> None:
+    def __init__(self, contender: Contender, owns_lease: bool) -> None:
         self.token = contender.token
-        self._lock = lock
         self._contender = contender
         self._owns_lease = owns_lease
 
     @property
     def key(self) -> bytes:
-        """The key that stands for the holder: compare its `create_revision` with
-        `token` in a transaction that must only be carried out by the holder."""
+        """The key that stands for the holder."""
         return self._contender.key
+
+    @property
+    def is_mine(self) -> Compare:
+        """A compare for transactions that only the holder may carry out."""
+        return self._contender.is_mine
 
     @property
     def is_held(self) -> bool:
@@ -58,31 +63,75 @@ class Held:
         return self._contender.lease.is_held
 
     def lost(self) -> Deferred[None]:
-        """Fires when it may be lost."""
+        """Fires when it may be lost, or was released."""
         return self._contender.lease.lost()
 
     @deferred
     async def release(self) -> None:
-        """Let the next one have it."""
-        await self._lock.let_go(self._contender)
-        if self._owns_lease:
-            await self._contender.lease.revoke()
+        """
+        Let the next one have it.
+
+        If that fails, it is let go when its lease is over.
+        """
+        await _leave(self._contender, self._owns_lease)
+
+    async def __aenter__(self) -> Held:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.release()
+        except RaftdError as e:
+            _log.info("{key} goes with its lease: {reason!s}", key=self.key, reason=e)
+
+
+async def _leave(contender: Contender, owns_lease: bool) -> None:
+    """Out of line; with it goes a lease that was taken out for it."""
+    if owns_lease:
+        # It is kept alive no longer, whatever comes of this.
+        await contender.lease.revoke()
+    else:
+        await contender.leave()
 
 
 class _Lock:
-    """What the locks have in common: to get in line, to wait, to leave."""
+    """
+    What the locks have in common: to get in line, to wait, to leave.
+
+    As a context manager (`async with`) an object is for one holder at a time;
+    `acquire` may be called as often as one likes.
+    """
 
     _kind = ""
     #: Whether any of those in front may make room, not only the last.
     _any_of_them = False
 
     def __init__(
-        self, client: Client, name: Text, *, ttl_s: float = TTL_S, lease: Lease | None = None
+        self,
+        client: Client,
+        name: Text,
+        *,
+        ttl_s: float = TTL_S,
+        delay_s: float = 0.0,
+        lease: Lease | None = None,
     ) -> None:
+        """
+        Of a `lease` that is given, many locks may hold; else each holder takes
+        one out, with `ttl_s` and `delay_s` as of `Client.lease`.
+        """
+        if lease is not None and delay_s:
+            raise ValueError("A delay belongs to the lease: Client.lease(ttl_s, delay_s=...).")
         self._client = client
         self._prefix = under(name)
         self._ttl_s = ttl_s
+        self._delay_s = delay_s
         self._lease = lease
+        self._is_entered = False
         self._held: Held | None = None
 
     def _blockers(self, before: Sequence[KeyValue]) -> Sequence[KeyValue]:
@@ -95,43 +144,44 @@ class _Lock:
         Wait in line until it is held.
 
         Without `wait`, None if it is not free.  Cancelled, it leaves the line.
-        `value` is kept with the key, for people.
+        `value` is kept with the key, for people.  `LeaseNotFound` if the lease
+        was over before; ask again.
         """
-        lease = self._lease or await self._client.lease(self._ttl_s)
+        return await self._acquire(wait, value)
+
+    async def _acquire(self, wait: bool, value: Text) -> Held | None:
+        lease = self._lease
+        if lease is None:
+            lease = await self._client.lease(self._ttl_s, delay_s=self._delay_s)
         contender = Contender(self._client, self._prefix, self._kind, lease)
         try:
             await contender.join(value)
             if not wait:
                 _, before = await contender.before()
-                if self._blockers(before) or not await self._is_free(contender):
+                if self._blockers(before):
+                    # Or the next one to ask would find this one in its way.
                     await self._give_up(contender)
                     return None
             await contender.wait(self._blockers, any_of_them=self._any_of_them)
-            await self._settle(contender)
-        except (RaftdError, CancelledError):
-            await self._give_up(contender)
+        except BaseException:
+            self._give_up(contender)
             raise
-        return Held(self, contender, self._lease is None)
+        return Held(contender, self._lease is None)
 
-    async def _is_free(self, contender: Contender) -> bool:
-        """Whether whoever is first need not wait for anything else."""
-        return True
-
-    async def _settle(self, contender: Contender) -> None:
-        """First in line: whatever else there is to wait for."""
-
-    async def let_go(self, contender: Contender) -> None:
-        """Leave the line; for `Held`."""
-        await contender.leave()
-
-    async def _give_up(self, contender: Contender) -> None:
-        if self._lease is None:
-            contender.lease.revoke().addErrback(_ends_by_itself)
-        else:
-            Deferred.fromCoroutine(contender.leave()).addErrback(_ends_by_itself)
+    def _give_up(self, contender: Contender) -> Deferred[None]:
+        """Leave the line; what fails goes with the lease."""
+        leaving = Deferred.fromCoroutine(_leave(contender, self._lease is None))
+        return leaving.addErrback(_goes_by_itself)
 
     async def __aenter__(self) -> Held:
-        held = await self.acquire()
+        if self._is_entered:
+            raise RuntimeError("This object is in use; make another for another holder.")
+        self._is_entered = True
+        try:
+            held = await self._acquire(True, b"")
+        except BaseException:
+            self._is_entered = False
+            raise
         assert held is not None
         self._held = held
         return held
@@ -144,7 +194,10 @@ class _Lock:
     ) -> None:
         held, self._held = self._held, None
         assert held is not None
-        await held.release()
+        try:
+            await held.__aexit__(kind, error, traceback)
+        finally:
+            self._is_entered = False
 
 
 class Lock(_Lock):
@@ -152,66 +205,18 @@ class Lock(_Lock):
     One holder at a time, in the order in which they asked.
 
     With `delay_s`, a lock whose holder died, instead of letting it go, stays
-    locked for so long: time for what the holder had under way to end
-    (Chubby's lock-delay).  All users of one name must give the same.
+    locked for so long after the holder had to stop: time for what it had under
+    way to end (Chubby's lock-delay).
     """
 
     _kind = _WRITER
 
-    def __init__(
-        self,
-        client: Client,
-        name: Text,
-        *,
-        ttl_s: float = TTL_S,
-        lease: Lease | None = None,
-        delay_s: float = 0.0,
-    ) -> None:
-        super().__init__(client, name, ttl_s=ttl_s, lease=lease)
-        self._delay_s = delay_s
-        #: Names the holder, and outlives its lease: still there when the next
-        #: one comes, it says that the holder did not let go.
-        self._owner_key = self._prefix.rstrip(b"/") + b".owner"
-
     def _blockers(self, before: Sequence[KeyValue]) -> Sequence[KeyValue]:
         return before
 
-    async def _is_free(self, contender: Contender) -> bool:
-        if not self._delay_s:
-            return True
-        return await self._client.get(self._owner_key) is None
 
-    async def _settle(self, contender: Contender) -> None:
-        if not self._delay_s:
-            return
-        owner = await self._client.get(self._owner_key)
-        if owner is not None:
-            # Counted from now, which is later than the holder's death.
-            await deferLater(self._client.reactor, self._delay_s)
-        # The line has let nobody else come this far, so that nothing can have
-        # changed but by hand; then this fails, and nobody has the lock.
-        seen = 0 if owner is None else owner.mod_revision
-        outcome = await self._client.transact(
-            [mod_revision(self._owner_key) == seen, contender.is_mine],
-            [put(self._owner_key, contender.key)],
-        )
-        if not outcome.succeeded:
-            await contender.before()
-            raise LockDisturbed("The lock's own keys were changed by somebody else.")
-
-    async def let_go(self, contender: Contender) -> None:
-        if not self._delay_s:
-            await contender.leave()
-            return
-        await self._client.transact(
-            [contender.is_mine], [delete(contender.key), delete(self._owner_key)]
-        )
-
-
-class LockDisturbed(RaftdError):
-    """Somebody has changed the keys that a lock is made of."""
-
-    code = "lock_disturbed"
+class WriteLock(Lock):
+    """Held alone: by none of the readers and writers that came before."""
 
 
 class ReadLock(_Lock):
@@ -224,28 +229,26 @@ class ReadLock(_Lock):
         return [kv for kv in before if kv.key.startswith(writer)]
 
 
-class WriteLock(_Lock):
-    """Held alone: by none of the readers and writers that came before."""
-
-    _kind = _WRITER
-
-    def _blockers(self, before: Sequence[KeyValue]) -> Sequence[KeyValue]:
-        return before
-
-
 class ReadWriteLock:
     """A name with its two locks; nobody starves, for all are in one line."""
 
     def __init__(
-        self, client: Client, name: Text, *, ttl_s: float = TTL_S, lease: Lease | None = None
+        self,
+        client: Client,
+        name: Text,
+        *,
+        ttl_s: float = TTL_S,
+        delay_s: float = 0.0,
+        lease: Lease | None = None,
     ) -> None:
-        self.read = ReadLock(client, name, ttl_s=ttl_s, lease=lease)
-        self.write = WriteLock(client, name, ttl_s=ttl_s, lease=lease)
+        self.read = ReadLock(client, name, ttl_s=ttl_s, delay_s=delay_s, lease=lease)
+        self.write = WriteLock(client, name, ttl_s=ttl_s, delay_s=delay_s, lease=lease)
 
 
 class Semaphore(_Lock):
     """At most `permits` holders; all users of one name must give the same number."""
 
+    _kind = _WRITER
     _any_of_them = True
 
     def __init__(
@@ -255,17 +258,18 @@ class Semaphore(_Lock):
         permits: int,
         *,
         ttl_s: float = TTL_S,
+        delay_s: float = 0.0,
         lease: Lease | None = None,
     ) -> None:
         if permits < 1:
             raise ValueError("A semaphore has at least one permit.")
-        super().__init__(client, name, ttl_s=ttl_s, lease=lease)
+        super().__init__(client, name, ttl_s=ttl_s, delay_s=delay_s, lease=lease)
         self._permits = permits
 
     def _blockers(self, before: Sequence[KeyValue]) -> Sequence[KeyValue]:
         return before if len(before) >= self._permits else ()
 
 
-def _ends_by_itself(failure: Any) -> None:
+def _goes_by_itself(failure: Failure) -> None:
     """What was not taken back goes with the lease."""
     failure.trap(RaftdError, CancelledError)

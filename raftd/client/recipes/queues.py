@@ -5,23 +5,23 @@ from __future__ import annotations
 from uuid import uuid4
 
 from raftd.client.client import Client, deferred
-from raftd.client.recipes.contenders import under
+from raftd.client.recipes.contenders import changed, under
 from raftd.client.transactions import create_revision, delete
 from raftd.client.values import KeyValue, Text
-from raftd.errors import Compacted
 
 
 class Queue:
     """
     Values under one prefix, in the order of the revisions that put them there.
 
-    A value that was taken is gone, whether or not its taker survives: what
-    must be done at least once is deleted only when it is done.
+    A value that was taken is gone, whether or not its taker survives, or hears
+    of it: `take` fails with `OutcomeUnknown` if it may have taken one.
     """
 
     def __init__(self, client: Client, name: Text) -> None:
         self._client = client
-        self._prefix = under(name)
+        #: Not only the name: there may be a queue whose name begins with this one's.
+        self._prefix = under(name) + b"item-"
 
     @deferred
     async def put(self, value: Text) -> None:
@@ -39,20 +39,10 @@ class Queue:
             if not page.kvs:
                 if not wait:
                     return None
-                await self._filled(page.revision)
+                await changed(self._client, None, self._prefix, page.revision, "put")
 
     async def _taken(self, first: KeyValue) -> bool:
         """Whether it was this client that took it."""
         unchanged = create_revision(first.key) == first.create_revision
         outcome = await self._client.transact([unchanged], [delete(first.key)])
         return outcome.succeeded
-
-    async def _filled(self, revision: int) -> None:
-        async with self._client.watch(
-            prefix=self._prefix, revision=revision + 1, events="put"
-        ) as watch:
-            try:
-                async for _ in watch:
-                    return
-            except Compacted:
-                return
