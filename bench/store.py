@@ -22,14 +22,18 @@ from collections.abc import Callable, Generator, Iterator
 
 from raftd.core.messages import Command
 from raftd.kv.operations import (
+    GREATER,
     VERSION,
     Compact,
+    Compare,
     DeleteRange,
     GrantLease,
     Operation,
     Put,
+    PutWith,
     Range,
     RevokeLease,
+    Transaction,
     encode_operation,
 )
 from raftd.kv.store import Store
@@ -110,6 +114,12 @@ def row(name: str, figure: object) -> None:
     print(f"{name:42} {figure}", flush=True)
 
 
+def compare_and_set(n: int) -> Transaction:
+    """Put if it is there, else read it."""
+    compare = Compare(key(n), b"", VERSION, GREATER, 0)
+    return Transaction((compare,), (PutWith(key(n), VALUE),), (Range(key(n)),))
+
+
 def fill(store: Store, keys: int) -> None:
     """New keys in random order; the worst put, which may make a table grow."""
     order = random.Random(0).sample(range(keys), keys)
@@ -130,6 +140,8 @@ def measure_operations(store: Store, keys: int) -> None:
     names = [key(n) for n in some]
     row("put, existing key", f"{microseconds(lambda i: store.apply(1, 0, puts[i])):8.2f} us")
     revision = store.revision - ROUND
+    sets = [command(compare_and_set(n)) for n in some]
+    row("compare and set", f"{microseconds(lambda i: store.apply(1, 0, sets[i])):8.2f} us")
     row("get", f"{microseconds(lambda i: store.get(names[i])):8.2f} us")
     row(
         "get, 1,000 revisions ago",

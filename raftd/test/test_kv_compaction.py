@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -222,6 +223,24 @@ class Checkpoints(SynchronousTestCase):
         self.assertEqual(result, apply_bytes(Store(), encode_operation(Checkpoint()))[0])
         self.assertEqual(told, [(9, checkpoint, before)])
         self.assertEqual(store.digest(), before)
+
+
+class Garbage(SynchronousTestCase):
+    def test_the_collector_has_nothing_to_look_at_but_chunks(self) -> None:
+        """However many keys and versions there are."""
+        store = Store()
+        for n in range(3000):
+            apply(store, Put(b"%d" % (n % 1000), b"v"))
+        apply(store, DeleteRange(b"5", b"6"))
+        gc.collect()
+        inside = store._versions
+        for shard in (*inside._records, *inside._older):
+            self.assertFalse(gc.is_tracked(shard))
+        for chunk in inside.history._full:
+            self.assertFalse(gc.is_tracked(chunk))
+        older = [older.records for shard in inside._older for older in shard.values()]
+        self.assertEqual(len(older), 1000)
+        self.assertFalse(any(map(gc.is_tracked, older)))
 
 
 class Steps(SynchronousTestCase):
