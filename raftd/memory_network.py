@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -42,6 +42,19 @@ SNAPSHOT_TIMEOUT_S = 60.0
 GRACE_S = 1.0
 
 
+class Connection(Protocol):
+    """A connection of `me` with the process of `target`."""
+
+    me: MemberId
+    target: MemberId
+
+    def close(self) -> None:
+        """The process of `me` is gone."""
+
+    def reset_by_target(self) -> None:
+        """The process of `target` is gone, or has closed it."""
+
+
 class Network:
     """
     Who can reach whom, and how long it takes; delays in seconds.
@@ -61,7 +74,7 @@ class Network:
         #: The processes that run.
         self.nodes: dict[MemberId, Node] = {}
         self._without_power: set[MemberId] = set()
-        self._channels: list[Channel] = []
+        self._channels: list[Connection] = []
         self._cut: set[tuple[MemberId, MemberId]] = set()
 
     def cut(self, source: MemberId, target: MemberId) -> None:
@@ -80,12 +93,14 @@ class Network:
         """How long the next message takes."""
         return self.random.uniform(self.min_delay_s, self.max_delay_s)
 
-    def add(self, channel: Channel) -> None:
+    def add(self, channel: Connection) -> None:
         """A connection that is told of the death of either end."""
         self._channels.append(channel)
 
-    def remove(self, channel: Channel) -> None:
-        self._channels.remove(channel)
+    def remove(self, channel: Connection) -> None:
+        """It is over; nothing happens if it was removed before."""
+        if channel in self._channels:
+            self._channels.remove(channel)
 
     def began(self, member_id: MemberId, node: Node) -> None:
         """A process runs, and can be connected to."""

@@ -29,7 +29,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from raftd.core.membership import AddLearner, Configuration, encode_configuration
-from raftd.core.messages import Entry, EntryKind, HardState, Member
+from raftd.core.messages import Entry, EntryKind, HardState, Member, MemberId
 from raftd.core.raft import Role
 from raftd.errors import Fatal, Removed
 from raftd.events import Event, MembershipChanged
@@ -344,7 +344,7 @@ class Cluster(Generic[Machine]):
 
     def partition(self, *groups: Iterable[str]) -> None:
         """Nodes in different groups no longer reach one another."""
-        sides = [[self.members[name].id for name in group] for group in groups]
+        sides = [[self._address(name) for name in group] for group in groups]
         for side in sides:
             for other in sides:
                 if side is not other:
@@ -355,6 +355,10 @@ class Cluster(Generic[Machine]):
     def heal(self) -> None:
         """Everybody reaches everybody."""
         self.network.heal()
+
+    def _address(self, name: str) -> MemberId:
+        """Who is meant by a name, to the network."""
+        return self.members[name].id
 
 
 def _leads(status: NodeStatus) -> bool:

@@ -94,6 +94,7 @@ TABLE = {
             "_version",
             *CONTRACT,
             "clock",
+            "collector",
             "events",
             "handle",
             "net.port",
@@ -107,6 +108,7 @@ TABLE = {
     "errors": Rule(),
     "names": Rule(("errors",)),
     "clock": Rule((), ("twisted",)),
+    "collector": Rule((), ("twisted.internet.interfaces",)),
     "interfaces": Rule((*VALUES, "errors"), ("msgspec", "twisted.internet.defer", "zope")),
     "core": Rule(("errors",), ("msgspec",)),
     # Below the node: each knows the contract, none knows another.
@@ -165,6 +167,26 @@ TABLE = {
     ),
     "steps": Rule((), ("twisted",)),
     "memory_network": Rule((*CONTRACT, *NODE), ("twisted", "zope")),
+    "memory_streams": Rule(
+        ("core.messages", "memory_network"), ("twisted.internet", "twisted.python", "zope")
+    ),
+    "testing_store": Rule(
+        (
+            "",
+            *CONTRACT,
+            "client",
+            "idempotency",
+            "memory_network",
+            "memory_streams",
+            "net.http1",
+            "node",
+            "replica",
+            "store_service",
+            "testing",
+            "web.routes",
+        ),
+        ("msgspec", "twisted.internet", "twisted.web", "zope"),
+    ),
     "testing": Rule(
         (
             *CONTRACT,
@@ -205,6 +227,7 @@ TABLE = {
         (
             "",
             "clock",
+            "collector",
             "console",
             "core.settings",
             "errors",
@@ -213,6 +236,7 @@ TABLE = {
             "names",
             "outlet",
             "replica",
+            "store_service",
             "rescue",
             "server",
         ),
@@ -326,6 +350,8 @@ class ImportTests(SynchronousTestCase):
             ("web", "raftd.kv.store.Store"),
             ("console", "raftd.server.Server"),
             ("client", "raftd.interfaces.INode"),
+            ("client", "raftd.kv.results.KeyValue"),
+            ("client", "raftd.web.records"),
             ("replica", "raftd.kv.store.Store"),
             ("replica", "raftd.web.routes.Routes"),
             ("replica", "raftd.server.Server"),
