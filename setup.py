@@ -29,7 +29,11 @@ setup(
     package_dir={"": "."},
     package_data={"raftd": ["py.typed"]},
     entry_points={
-        "console_scripts": ["raftd = raftd.tap:main", "raftd-rescue = raftd.rescue:main"],
+        "console_scripts": [
+            "raftd = raftd.tap:main",
+            "raftd-rescue = raftd.rescue:main",
+            "raftctl = raftd.ctl.main:main",
+        ],
     },
     python_requires=">=3.10",
     # The oldest with which the tests pass on Python 3.10 and on 3.13.

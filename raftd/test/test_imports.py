@@ -141,7 +141,7 @@ TABLE = {
     "listening": Rule(("errors", "names"), ("twisted",)),
     "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted", "zope")),
     "client": Rule(("clock", "errors"), ("msgspec", "treq", "twisted", "zope")),
-    "cli": Rule(("client", "errors", "names"), ("twisted",)),
+    "ctl": Rule(("_version", "client", "clock", "errors", "names"), ("msgspec", "twisted")),
     # The process: what is written, and where.
     "outlet": Rule(),
     "logs": Rule((), ("twisted", "zope")),

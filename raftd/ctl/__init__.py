@@ -1,0 +1,1 @@
+"""The command line, `raftctl`: a program on `raftd.client` (`docs/raftctl.md`)."""
