@@ -32,6 +32,8 @@ MAX_RANGE_KEYS = 10_000
 MAX_RANGE_BYTES = 8 << 20
 #: Likewise in the result of an operation that went through the log, which may
 #: have to travel between nodes: of all its ranges and records before together.
+#: Results are kept for retries, with the state: so these bounds are part of what
+#: the state machine is, and are the same on all nodes.
 MAX_RESULT_BYTES = 2 << 20
 
 _NO_BOUND = 1 << 64
