@@ -39,6 +39,7 @@ from raftd.core.membership import (
 )
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
+from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped
 from raftd.events import Event, MembershipChanged
 from raftd.handle import Handle
@@ -52,7 +53,7 @@ from raftd.net.peers import CONNECT_TIMEOUT_S, PeerTransport
 from raftd.node import FAREWELL_S, Node
 from raftd.session_client import Session
 from raftd.sessions import Sessions
-from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES
+from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, write_snapshot
 from raftd.steps import begin
 from raftd.storage.directory import DataDirectory, Identity, draw_id
 from raftd.storage.snapshots import SnapshotStore
@@ -60,7 +61,8 @@ from raftd.storage.wal import Wal
 
 T = TypeVar("T")
 
-#: The term of the entry that every cluster begins with.
+#: Of the entry, or the snapshot, that every cluster begins with.
+FIRST_INDEX = 1
 FIRST_TERM = 1
 
 
@@ -276,21 +278,46 @@ class Replica(Handle):
 
     # -- a new cluster -------------------------------------------------------------
 
-    def initialize(self, name: str) -> Deferred[None]:
-        """For NEW and INITIALIZING: become a new cluster of one."""
-        return self._take(self._initialize(name))
+    def initialize(self, name: str, *, with_state: bool = False) -> Deferred[None]:
+        """
+        For NEW and INITIALIZING: become a new cluster of one.
 
-    async def _initialize(self, name: str) -> None:
-        if self._directory.identity is None:
+        `with_state`: it begins with what the state machine holds already, as
+        one that was restored from a backup; if that was broken off, it has to
+        be asked for again, else `BadAnswer`.
+        """
+        return self._take(self._initialize(name, with_state))
+
+    async def _initialize(self, name: str, with_state: bool = False) -> None:
+        identity = self._directory.identity
+        if identity is None:
             name = canonical_name(name)
-            self._directory.save(
-                Identity(Stage.INITIALIZING, name, draw_id(), cluster_id=draw_id())
+            identity = Identity(
+                Stage.INITIALIZING,
+                name,
+                draw_id(),
+                cluster_id=draw_id(),
+                restoring=with_state,
             )
+            self._directory.save(identity)
+        elif identity.restoring and not with_state:
+            raise BadAnswer(
+                "This directory was to become a cluster that begins with a backup, and that "
+                "was broken off: say again which, or begin in another directory."
+            )
+        self._record(restoring=with_state)
         configuration = Configuration(voters=(self._member(),))
-        data = encode_configuration(configuration)
-        first = Entry(1, FIRST_TERM, EntryKind.CONFIGURATION, 0, data)
-        self._create_log(HardState(FIRST_TERM), (first,))
-        self._record(stage=Stage.MEMBER, log_created=True)
+        self._directory.discard_log()
+        if with_state:
+            await self._create_snapshot(
+                SnapshotMetadata(FIRST_INDEX, FIRST_TERM, configuration, 0)
+            )
+            self._create_log(HardState(FIRST_TERM), (), (FIRST_INDEX, FIRST_TERM))
+        else:
+            data = encode_configuration(configuration)
+            first = Entry(FIRST_INDEX, FIRST_TERM, EntryKind.CONFIGURATION, 0, data)
+            self._create_log(HardState(FIRST_TERM), (first,))
+        self._record(stage=Stage.MEMBER, log_created=True, restoring=False)
         node = self._run_node()
         while node.status().applied_index == 0:
             await pause(self._reactor)
@@ -340,6 +367,7 @@ class Replica(Handle):
         if self._directory.identity is None:
             self._directory.save(Identity(Stage.JOINING, name, draw_id(), join_servers=servers))
         if not self._identity.log_created:
+            self._directory.discard_log()
             self._create_log(HardState(), ())
             self._record(log_created=True)
         return self._member(), self._identity.cluster_id
@@ -373,16 +401,27 @@ class Replica(Handle):
         if changed != self._identity:
             self._directory.save(changed)
 
-    def _create_log(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
-        """Whatever log is there holds no promise yet, and is made anew."""
-        self._directory.discard_log()
+    def _create_log(
+        self, hard_state: HardState, entries: Sequence[Entry], base: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Whatever log was there held no promise, and has been discarded."""
         self._wal = Wal.create(
             self._directory.log_path,
             self._identity.member_id,
             hard_state,
             entries,
+            base=base,
             reactor=self._reactor,
         )
+
+    async def _create_snapshot(self, metadata: SnapshotMetadata) -> None:
+        """The first snapshot of a cluster, of what the state machine holds."""
+        snapshots = SnapshotStore(self._directory.snapshots_path, self._reactor)
+        snapshots.recover(self._machine)
+        await write_snapshot(
+            self._reactor, snapshots.create(metadata), self._machine.snapshot()
+        )
+        self._snapshots = snapshots
 
     def _recovered_log(self) -> Wal:
         if self._wal is None:

@@ -40,6 +40,9 @@ class ServerOptions(msgspec.Struct, frozen=True):
     listen: str | None = None
     insecure: bool = False
     learner: bool = False
+    #: A backup for a new cluster to begin with, and how many revisions further.
+    restore: str | None = None
+    restore_ahead: int = 0
     replica: ReplicaOptions = ReplicaOptions()
     #: The election timeout in it is taken from `replica`.
     store: StoreOptions = StoreOptions()
@@ -114,7 +117,13 @@ class Server:
 
     def initialize(self) -> Deferred[None]:
         """See `ISetup.initialize`."""
-        return self._take(self._replica.initialize(self._name))
+        return self._take(begin(self._initialize()))
+
+    async def _initialize(self) -> None:
+        path = self._options.restore
+        if path is not None:
+            self._store.restore(path, self._options.restore_ahead)
+        await self._replica.initialize(self._name, with_state=path is not None)
 
     def join(self, servers: Sequence[str]) -> Deferred[None]:
         """See `ISetup.join`."""

@@ -145,10 +145,9 @@ class Snapshotter:
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
         try:
-            size = await self._write(slices, writer)
+            size = await write_snapshot(self._clock, writer, slices, lambda: self._stopped)
             if size is None:
                 return
-            await writer.finish()
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
             return
@@ -158,27 +157,6 @@ class Snapshotter:
             self._last_size = size
             self._storage.compact(self._raft.compact(index))
             self._on_taken(metadata)
-
-    async def _write(self, slices: Iterator[bytes], writer: ISnapshotWriter) -> int | None:
-        """Draw all slices; how many bytes they had, or None if it was given up."""
-        size = 0
-        until = self._clock.seconds() + SLICE_S
-        for data in slices:
-            writer.write(data)
-            size += len(data)
-            if self._clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
-                full = writer.pending_bytes > MAX_PENDING_BYTES
-                await self._pause(PAUSE_S if full else 0)
-                while writer.pending_bytes > MAX_PENDING_BYTES and not self._stopped:
-                    await self._pause(PAUSE_S)
-                if self._stopped:
-                    writer.abort()
-                    return None
-                until = self._clock.seconds() + SLICE_S
-        return size
-
-    def _pause(self, seconds: float) -> Deferred[None]:
-        return deferLater(self._clock, seconds, lambda: None)
 
     # -- sending one ---------------------------------------------------------
 
@@ -315,3 +293,37 @@ class Snapshotter:
         self._storage.compact(self._raft.compact(metadata.last_included_index))
         self._on_restored(metadata)
         self._wake()
+
+
+async def write_snapshot(
+    clock: IReactorTime,
+    writer: ISnapshotWriter,
+    slices: Iterator[bytes],
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> int | None:
+    """
+    Draw all `slices` into `writer`, in slices of time, and finish it.
+
+    How many bytes there were; None if it was given up because `is_stopped`
+    said so.  `StorageFailed` if the disk refuses.
+    """
+    size = 0
+    until = clock.seconds() + SLICE_S
+    for data in slices:
+        writer.write(data)
+        size += len(data)
+        if clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
+            full = writer.pending_bytes > MAX_PENDING_BYTES
+            await _pause(clock, PAUSE_S if full else 0)
+            while writer.pending_bytes > MAX_PENDING_BYTES and not is_stopped():
+                await _pause(clock, PAUSE_S)
+            if is_stopped():
+                writer.abort()
+                return None
+            until = clock.seconds() + SLICE_S
+    await writer.finish()
+    return size
+
+
+def _pause(clock: IReactorTime, seconds: float) -> Deferred[None]:
+    return deferLater(clock, seconds, lambda: None)

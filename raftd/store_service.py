@@ -12,8 +12,9 @@ from __future__ import annotations
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from raftd.errors import NotReady, RaftdError
+from raftd.errors import BadAnswer, NotReady, RaftdError
 from raftd.idempotency import Idempotency
+from raftd.kv.backup import restore_backup
 from raftd.kv.checker import INTERVAL_S, Checker
 from raftd.kv.compactor import Compactor
 from raftd.kv.database import Database
@@ -63,6 +64,17 @@ class StoreService:
         if self._running is None:
             raise NotReady("The node is not running yet.")
         return self._running.database
+
+    def restore(self, path: str, ahead: int = 0) -> None:
+        """
+        Before it runs: take over the backup in the file `path`; `ahead` as of
+        `Store.restore`.  Blocks.  `BadAnswer` if that is none.
+        """
+        try:
+            with open(path, "rb") as file:
+                restore_backup(file, path, self.store.restore(ahead))
+        except OSError as e:
+            raise BadAnswer(f"{path} could not be read: {e.strerror}.") from None
 
     def run(self, node: Node) -> None:
         """`node`, which has `machine`, begins to run; called once."""

@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 
 from raftd import __version__
 from raftd.clock import use_monotonic
+from raftd.collector import keep_pauses_short
 from raftd.console import Answers, Console, Dialogue, open_prompter
 from raftd.core.settings import MIN_HEARTBEATS_PER_ELECTION_TIMEOUT
 from raftd.errors import BadAnswer, Fatal, RaftdError
@@ -38,13 +39,18 @@ from raftd.logs import HeldLog, LogFileWriter, ObserverFactory
 from raftd.names import is_address, split_name, split_names
 from raftd.outlet import Outlet, stream_writer
 from raftd.replica import ReplicaOptions
+from raftd.store_service import StoreOptions
 
 _log = Logger()
 
 DEFAULTS = ReplicaOptions()
+STORE_DEFAULTS = StoreOptions(keep_revisions=100_000, quota_bytes=2 << 30)
 
 #: The most that a log may grow between two snapshots.
 MAX_THRESHOLD_BYTES = 1 << 40
+
+#: The most revisions, or seconds, that can be asked for.
+MAX_REVISIONS = 1 << 53
 
 #: The longest of any timeout that can be asked for.
 MAX_TIMEOUT_MS = 3_600_000
@@ -108,6 +114,31 @@ class Options(usage.Options):
             DEFAULTS.snapshot_threshold_bytes,
             "How much the log grows between two snapshots of the state.",
         ],
+        [
+            "keep-revisions",
+            None,
+            STORE_DEFAULTS.keep_revisions,
+            "How many revisions of the past stay readable; 0: all.",
+        ],
+        [
+            "keep-history-s",
+            None,
+            0,
+            "For how many seconds a revision of the past stays readable; 0: for any time.",
+        ],
+        [
+            "quota-bytes",
+            None,
+            STORE_DEFAULTS.quota_bytes,
+            "What the store may grow to, history included; 0: no bound.",
+        ],
+        ["restore", None, None, "With --init: begin with the backup in this file."],
+        [
+            "restore-ahead",
+            None,
+            0,
+            "Move the revisions of the restored backup on by so many.",
+        ],
     ]
     optFlags = [  # noqa: RUF012
         ["init", None, "Create a new cluster, of this member."],
@@ -132,6 +163,8 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         self["data-dir"] = os.path.abspath(self["data-dir"])
+        if self["restore"] is not None:
+            self["restore"] = os.path.abspath(self["restore"])
         try:
             self._check_names()
         except BadAnswer as e:
@@ -140,6 +173,13 @@ class Options(usage.Options):
             self[name] = _whole(name, self[name], MAX_TIMEOUT_MS, "milliseconds")
         name = "snapshot-threshold-bytes"
         self[name] = _whole(name, self[name], MAX_THRESHOLD_BYTES, "bytes")
+        for name, most, unit in (
+            ("keep-revisions", MAX_REVISIONS, "revisions"),
+            ("keep-history-s", MAX_REVISIONS, "seconds"),
+            ("quota-bytes", MAX_THRESHOLD_BYTES, "bytes"),
+            ("restore-ahead", MAX_REVISIONS, "revisions"),
+        ):
+            self[name] = _whole(name, self[name], most, unit, least=0)
         heartbeat, election = self["heartbeat-interval-ms"], self["election-timeout-ms"]
         if election < MIN_HEARTBEATS_PER_ELECTION_TIMEOUT * heartbeat:
             raise usage.UsageError(
@@ -157,6 +197,8 @@ class Options(usage.Options):
             if self["init"]:
                 raise BadAnswer("--init creates a cluster and --join joins one: not both.")
             join = split_names(self["join"])
+        if self["restore"] is not None and not self["init"]:
+            raise BadAnswer("--restore is for a new cluster: it needs --init.")
         if self["listen"] is not None and not is_address(split_name(self["listen"])[0]):
             raise BadAnswer("--listen takes an address of this machine, like 0.0.0.0:4001.")
         self.answers = Answers(name=self["name"], initialize=bool(self["init"]), join=join)
@@ -170,14 +212,14 @@ class Options(usage.Options):
             twist["fileLogObserverFactory"] = lambda file: self.log
 
 
-def _whole(name: str, given: str | int, most: int, unit: str) -> int:
+def _whole(name: str, given: str | int, most: int, unit: str, least: int = 1) -> int:
     try:
         value = int(given)
     except ValueError:
-        value = 0
-    if not 1 <= value <= most:
+        value = -1
+    if not least <= value <= most:
         raise usage.UsageError(
-            f"--{name} takes {unit}, from 1 to {most}; {given!r} is not that."
+            f"--{name} takes {unit}, from {least} to {most}; {given!r} is not that."
         )
     return value
 
@@ -371,6 +413,7 @@ def makeService(options: Options) -> IService:
 
     occupy_standard_descriptors()
     use_monotonic(reactor)
+    keep_pauses_short(cast(_Reactor, reactor))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     terminal = Outlet()
@@ -386,6 +429,13 @@ def makeService(options: Options) -> IService:
         listen=options["listen"],
         insecure=bool(options["insecure"]),
         learner=bool(options["learner"]),
+        restore=options["restore"],
+        restore_ahead=options["restore-ahead"],
+        store=StoreOptions(
+            keep_revisions=options["keep-revisions"],
+            keep_s=float(options["keep-history-s"]),
+            quota_bytes=options["quota-bytes"],
+        ),
         replica=ReplicaOptions(
             heartbeat_interval_ms=options["heartbeat-interval-ms"],
             election_timeout_ms=options["election-timeout-ms"],

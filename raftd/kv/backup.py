@@ -72,4 +72,5 @@ def restore_backup(file: BinaryIO, name: str, restore: IRestore) -> None:
             raise BadAnswer(f"{name} is damaged or not complete: its checksum does not match.")
         restore.finish()
     except ValueError as e:
-        raise BadAnswer(f"{name} is damaged or not complete: {e}") from None
+        why = str(e).rstrip(".")
+        raise BadAnswer(f"{name} is damaged or not complete: {why}.") from None

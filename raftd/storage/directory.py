@@ -15,6 +15,9 @@ steps restarts cleanly:
    on the log holds promises, and a directory without it is refused.
 4. For a joiner, `identity.json` with stage MEMBER when it has become one.
 
+A cluster that is to begin with a state (`restoring`) has it made durable as a
+snapshot between `discard_log` and the log, which then begins behind it.
+
 A crash before step 3 is durable begins again at step 2, with the ids of step
 1.  Once there is an identity, a missing log is never made anew: a node that
 forgot its vote could vote twice in a term.
@@ -60,7 +63,8 @@ class Identity(msgspec.Struct, frozen=True):
 
     `cluster_id` is 0 while it is not known; `join_servers` are those last
     asked to join.  `log_created` false means that the log may be missing or
-    left over, and holds nothing that anybody was promised.
+    left over, and holds nothing that anybody was promised.  `restoring`: the
+    new cluster is to begin with a state, not with nothing.
     """
 
     stage: Stage
@@ -69,6 +73,7 @@ class Identity(msgspec.Struct, frozen=True):
     cluster_id: int = 0
     join_servers: tuple[str, ...] = ()
     log_created: bool = False
+    restoring: bool = False
     format_version: int = FORMAT_VERSION
 
 
@@ -286,10 +291,15 @@ class DataDirectory:
         """
         Remove a log that holds no promise, whole or half made, so that it can be created.
 
-        Only while the identity says that there is none.
+        Only while the identity says that there is none.  Snapshots that came
+        before it go first.
         """
         if self._lock is None or self.identity is None or self.identity.log_created:
             raise InvariantViolated(f"the log in {self.path} must not be discarded")
+        try:
+            remove_tree(self._files, self.snapshots_path)
+        except OSError as e:
+            raise StorageFailed(f"{self.snapshots_path} could not be removed: {e}.") from e
         unfinished = unfinished_path(self.log_path)
         try:
             if self._files.exists(self.log_path):
@@ -322,6 +332,8 @@ def encode_identity(identity: Identity) -> bytes:
         "join_servers": list(identity.join_servers),
         "log_created": identity.log_created,
     }
+    if identity.restoring:
+        fields["restoring"] = True
     fields["checksum"] = _checksum(fields)
     return json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"
 

@@ -21,6 +21,7 @@ from raftd.errors import BadAnswer, DirectoryInUse, Fatal, JoinFailed, RaftdErro
 from raftd.interfaces import IServer, Recovered, Stage
 from raftd.names import split_name
 from raftd.replica import ReplicaOptions
+from raftd.store_service import StoreOptions
 
 
 @implementer(IServer)
@@ -95,6 +96,9 @@ class FakeServerOptions(msgspec.Struct):
     listen: str | None
     insecure: bool
     learner: bool
+    restore: str | None
+    restore_ahead: int
+    store: StoreOptions
     replica: ReplicaOptions
 
 

@@ -27,7 +27,7 @@ from raftd.server import Server, ServerOptions
 from raftd.test.processes import free_ports
 
 #: What a server is told for itself; everything else is for its replica.
-SERVER_OPTIONS = ("listen", "insecure", "learner")
+SERVER_OPTIONS = ("listen", "insecure", "learner", "restore", "restore_ahead")
 #: How long a condition may take to come true.
 PATIENCE_S = 8.0
 #: How often it is looked at.
