@@ -20,7 +20,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import RequestTransmissionFailed, ResponseDone, ResponseFailed
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from raftd.client.client import Client, deferred
@@ -181,8 +180,7 @@ class Admin:
     async def _snapshot(
         self, server: str, begin: Callable[[int], None], write: Callable[[bytes], None]
     ) -> None:
-        url = f"http://{server}/snapshot".encode("ascii")
-        asked: Deferred[IResponse] = self._client.agent.request(b"GET", url, Headers(), None)
+        asked = self._requester.open(server, "GET", "/snapshot", {})
         timer = self._client.reactor.callLater(SILENCE_S, asked.cancel)
         try:
             response = await asked
@@ -210,7 +208,7 @@ class Admin:
 
     def _fields(self, answer: Answer) -> dict[str, Any]:
         if answer.status >= 400:
-            raise error_of(self._requester.server, answer.status, answer.body)
+            raise answer.error()
         fields: dict[str, Any] = msgspec.json.decode(answer.body)
         return fields
 

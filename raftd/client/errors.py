@@ -72,9 +72,9 @@ def error_of(server: str, status: int, body: bytes) -> RaftdError:
         return errors.FutureRevision(said.message, said.revision)
     if said.error == PreconditionFailed.code:
         return PreconditionFailed(said.message, said.mod_revision)
-    family = _family(status)
-    kind = _KINDS.get(said.error, family)
-    error = (kind if issubclass(kind, family) else family)(said.message)
+    family, plain = _family(status)
+    kind = _KINDS.get(said.error, plain)
+    error = (kind if issubclass(kind, family) else plain)(said.message)
     error.code = said.error
     return error
 
@@ -85,10 +85,10 @@ def strange(server: str, status: int) -> RaftdError:
     return kind(f"{server} answered {status}, and not as raftd does.")
 
 
-def _family(status: int) -> type[RaftdError]:
-    """What an error of this status is at least, whatever else it is."""
+def _family(status: int) -> tuple[type[RaftdError], type[RaftdError]]:
+    """What an error of this status is at least, and what it is if nothing else is known."""
     if status in (408, 429, 503, 507):
-        return DidNotHappen
+        return DidNotHappen, DidNotHappen
     if status >= 500:
-        return OutcomeUnknown
-    return DidNotHappen if status in (404, 409, 410, 412, 422) else BadRequest
+        return OutcomeUnknown, OutcomeUnknown
+    return DidNotHappen, BadRequest
