@@ -112,9 +112,9 @@ def send_all(port: int, requests: Iterator[bytes], connections: int = CONNECTION
             connection.sendall(request)
 
     for _ in range(connections):
-        connection = socket.create_connection(("localhost", port))
-        selector.register(connection, selectors.EVENT_READ, bytearray())
-        next_one(connection)
+        opened = socket.create_connection(("localhost", port))
+        selector.register(opened, selectors.EVENT_READ, bytearray())
+        next_one(opened)
     while selector.get_map():
         for ready, _ in selector.select():
             connection, buffer = ready.fileobj, ready.data
@@ -205,7 +205,8 @@ class Bench:
         self.term = reports[0]["term"]
         self.writer = Writer(self.leader.port)
         print(
-            f"{'':34} {'took':>9} {'turn':>9} {'cpu':>9} {'collector':>9} {'write':>9} elections"
+            f"{'':34} {'took':>9} {'turn':>9} {'cpu':>9} {'collector':>9} {'write':>9} "
+            "elections"
         )
 
     def stop(self) -> None:
@@ -231,7 +232,8 @@ class Bench:
         assert reports[0]["role"] == "leader" or elections, reports
         print(
             f"{name:34} {took:7.2f} s {worst['wall_ms']:6.1f} ms {worst['cpu_ms']:6.1f} ms "
-            f"{worst['collector_ms']:6.1f} ms {self.writer.longest_s * 1e3:6.0f} ms {elections:5}",
+            f"{worst['collector_ms']:6.1f} ms {self.writer.longest_s * 1e3:6.0f} ms "
+            f"{elections:5}",
             flush=True,
         )
         self.term += elections
@@ -297,7 +299,9 @@ class Bench:
         connections = []
         for _ in range(WATCHES):
             connection = socket.create_connection(("localhost", self.leader.port))
-            connection.sendall(b"GET /db/?prefix=seen&watch HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.sendall(
+                b"GET /db/?prefix=seen&watch HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
             connections.append(connection)
         for connection in connections:
             connection.recv(1 << 16)

@@ -27,6 +27,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.protocols.basic import LineReceiver
 
 from raftd.clock import use_monotonic
+from raftd.collector import keep_pauses_short
 from raftd.events import Event, SnapshotTaken
 from raftd.interfaces import Stage
 from raftd.kv.store import Store
@@ -54,7 +55,8 @@ class Turns:
     In the place of the reactor's poller: a turn is from one poll to the next.
 
     `wall` also has what others on the machine took; `cpu` is what the
-    reactor's thread itself did, and `collector` the longest collection.
+    reactor's thread itself did, and `collector` what the longest collection
+    took of that.
     """
 
     def __init__(self, poller: Any) -> None:
@@ -85,7 +87,7 @@ class Turns:
         return events
 
     def _collecting(self, phase: str, info: dict[str, int]) -> None:
-        now = time.perf_counter()
+        now = time.thread_time()
         if phase == "start":
             self._collection_began = now
         else:
@@ -115,7 +117,8 @@ class Probe(LineReceiver):
         getattr(self, "do_" + line.decode())()
 
     def say(self, **values: Any) -> None:
-        self.sendLine(json.dumps(values).encode())
+        assert self.transport is not None
+        self.transport.write(json.dumps(values).encode() + b"\n")
 
     def do_report(self) -> None:
         turns, status = self._turns, self._node.status()
@@ -184,6 +187,14 @@ class Probe(LineReceiver):
         reactor.stop()
 
 
+class ProbedServer(Server):
+    """Nobody waits for a reactor before there is a node."""
+
+    def _show(self, node: Node) -> None:
+        super()._show(node)
+        reactor.callLater(0, reactor._poller.reset)
+
+
 async def serve(directory: str, name: str, member: str, turns: Turns) -> None:
     began = time.perf_counter()
     options = ServerOptions(
@@ -191,7 +202,7 @@ async def serve(directory: str, name: str, member: str, turns: Turns) -> None:
         replica=ReplicaOptions(snapshot_threshold_bytes=NEVER),
         store=StoreOptions(check_interval_s=float(1 << 20)),
     )
-    server = Server(reactor, options, lambda reason: print(reason, file=sys.stderr))
+    server = ProbedServer(reactor, options, lambda reason: print(reason, file=sys.stderr))
     server.open()
     await server.take_name(name)
     if server.stage is Stage.MEMBER:
@@ -212,6 +223,7 @@ def print_stack(number: int, frame: Any) -> None:
 
 def main() -> None:
     use_monotonic(reactor)
+    keep_pauses_short(reactor)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if STACKS_AFTER_S:
         signal.signal(signal.SIGPROF, print_stack)

@@ -16,6 +16,7 @@ from raftd._version import __version__ as _version
 
 if TYPE_CHECKING:
     from raftd.clock import use_monotonic as use_monotonic
+    from raftd.collector import keep_pauses_short as keep_pauses_short
     from raftd.core.membership import AddLearner as AddLearner
     from raftd.core.membership import Change as Change
     from raftd.core.membership import Configuration as Configuration
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 #: Where the names above are when they are asked for.
 _NAMES = {
     "clock": "use_monotonic",
+    "collector": "keep_pauses_short",
     "core.membership": "AddLearner Change Configuration Demote Promote Remove Rename",
     "core.messages": "Command Member",
     "errors": (

@@ -231,6 +231,8 @@ class Watch:
         if self.state is not _State.CLOSED:
             self._hub.closed(self, self._group)
             self.state = _State.CLOSED
+            # As a rule this is a method of whoever has this watch: no circle is left.
+            self.on_ready = _nobody
 
 
 class WatchHub:
@@ -483,6 +485,10 @@ class WatchHub:
                 watch.on_ready()
             except Exception:
                 _log.failure("a reader of a watch failed")
+
+
+def _nobody() -> None:
+    """Whom a watch calls that is closed."""
 
 
 def _size(record: KeyValue | None) -> int:

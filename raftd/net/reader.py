@@ -108,9 +108,12 @@ class Reader:
         self._valid_host = b""
 
     def close(self) -> None:
-        """Nothing more will be fed; the parser holds this object's methods."""
+        """
+        Nothing more will be fed.  The parser holds this object's methods, and
+        `deliver` is one of whoever holds this object: no circle is left.
+        """
         self.phase = DEAF
-        del self._parser
+        del self._parser, self._deliver
 
     def feed(self, data: bytes, now: int) -> Refused | None:
         """
