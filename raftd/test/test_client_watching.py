@@ -132,8 +132,10 @@ class ResumeTests(WatchCase):
         watch = self.watch()
         self.stream(1).data(event(2) + event(3) + event(2) + event(3) + event(4))
         self.assertEqual([self.taken(watch) for _ in range(3)], [2, 3, 4])
-        self.assertNoResult(self.take(watch))
+        reading = self.take(watch)
+        self.assertNoResult(reading)
         watch.close()
+        self.failureResultOf(reading, StopAsyncIteration)
 
     def test_before_there_was_anything_the_revision_is_asked_for_again(self) -> None:
         watch = self.watch(revision=5)
