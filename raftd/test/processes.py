@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
+from random import SystemRandom
 from typing import Any
 
 import msgspec
@@ -23,6 +24,10 @@ import raftd
 #: How long a process of ours may take for what it does at once; only a broken
 #: one takes so long.
 PATIENCE_S = 60.0
+
+#: Ports for tests: from, and up to but not including.
+PORTS = (10_000, 32_000)
+_random = SystemRandom()
 
 PYTHON = sys.executable
 
@@ -41,13 +46,20 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on, on either loopback."""
+    """
+    Different ports that nobody uses, on either loopback.
+
+    They are below those that systems give to outgoing connections: one of
+    those would be in use again before a server is started on it.
+    """
     with ExitStack() as held:
         ports: list[int] = []
         while len(ports) < count:
+            port = _random.randrange(*PORTS)
             probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
     return ports
 
 
