@@ -10,12 +10,13 @@ rather than shorter.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from raftd.errors import DidNotHappen, RaftdError
+from raftd.errors import Compacted, DidNotHappen, RaftdError
 from raftd.interfaces import Done
 from raftd.kv.operations import Compact, Operation
 from raftd.kv.results import Result
@@ -25,6 +26,41 @@ INTERVAL_S = 10.0
 #: A compaction by number waits until so much more than is to be kept is there,
 #: as a part of it, so that it is worth its entry in the log.
 SLACK = 0.1
+#: Revisions that are compacted with one entry: some tens of milliseconds, for
+#: which the entries behind it wait.
+PORTION_REVISIONS = 5_000
+
+
+def compact_in_portions(
+    propose: Callable[[Compact, Done[Result]], None],
+    compacted_revision: int,
+    revision: int,
+    finish: Callable[[], None],
+    done: Done[Result],
+) -> None:
+    """
+    Compact from `compacted_revision` nearly to `revision`, which must be there:
+    one portion after the other, so that no write waits for long; then `finish`,
+    to compact the rest.  If a portion comes to nothing, `done` is told why.
+    """
+    reached = compacted_revision
+
+    def next_portion() -> None:
+        nonlocal reached
+        reached += PORTION_REVISIONS
+        if reached >= revision:
+            finish()
+        else:
+            propose(Compact(reached), compacted)
+
+    def compacted(outcome: Result | RaftdError) -> None:
+        # Somebody else may have compacted that meanwhile.
+        if isinstance(outcome, RaftdError) and not isinstance(outcome, Compacted):
+            done(outcome)
+        else:
+            next_portion()
+
+    next_portion()
 
 
 class Compactable(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import SystemRandom
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from raftd.errors import OutcomeUnknown, ProtocolViolation, RaftdError
 from raftd.idempotency import Idempotency
 from raftd.interfaces import Done, INode
 from raftd.kv.backup import Backup
+from raftd.kv.compactor import compact_in_portions
 from raftd.kv.interfaces import (
     LOCAL,
     DigestStatus,
@@ -33,7 +35,7 @@ from raftd.kv.limits import (
     put_refusal,
     range_refusal,
 )
-from raftd.kv.operations import GrantLease, Operation, Put, Range, encode_operation
+from raftd.kv.operations import Compact, GrantLease, Operation, Put, Range, encode_operation
 from raftd.kv.results import KeyValue, LeaseResult, RangeResult, Result, decode_result
 from raftd.kv.scans import Scans
 from raftd.kv.store import Store
@@ -97,8 +99,18 @@ class Database:
             refusal = operation_refusal(operation, self._ttl_floor_ms, MAX_TTL_MS)
         if refusal is not None:
             done(refusal)
-            return
+        elif isinstance(operation, Compact) and operation.revision <= self.revision:
+            compact_in_portions(
+                self._propose,
+                self.compacted_revision,
+                operation.revision,
+                partial(self._propose, operation, done, retry),
+                done,
+            )
+        else:
+            self._propose(operation, done, retry)
 
+    def _propose(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
         def applied(outcome: bytes | RaftdError) -> None:
             if isinstance(outcome, bytes):
                 done(_result(outcome, bool(retry)))
