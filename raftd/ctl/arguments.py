@@ -6,7 +6,6 @@ the reference page are made of.  It needs no Twisted, so that completion is quic
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +13,9 @@ from raftd.ctl.output import FORMATS
 
 #: How long a request may take in all, in seconds, if nothing else is said.
 TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 1800
+#: The longest time that can be asked for, in seconds.
+MAX_SECONDS = 1_000_000
 #: How many keys `list` shows if nothing else is said, and how many one may ask for.
 LIST_LIMIT = 1000
 MAX_LIST_LIMIT = 10_000
@@ -70,15 +72,22 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 revision = _number(1, (1 << 63) - 1)
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, most: int = MAX_SECONDS) -> float:
     """A length of time above 0."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds, above 0 and up to {most}"
+        )
     return value
+
+
+def timeout(text: str) -> float:
+    """How long a request may take."""
+    return seconds(text, MAX_TIMEOUT_S)
 
 
 def seconds_or_none(text: str) -> float:
@@ -143,7 +152,7 @@ def _global_options(parser: argparse.ArgumentParser, with_defaults: bool) -> Non
     options.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=seconds,
+        type=timeout,
         default=default(TIMEOUT_S),
         help="how long a request may take in all, with all tries",
     )
@@ -365,13 +374,6 @@ def _holding(commands: Any) -> None:
         how.format(what="lock", NAME="LOCK"),
     )
     lock.add_argument("name", metavar="NAME")
-    lock.add_argument(
-        "--delay",
-        metavar="SECONDS",
-        type=seconds_or_none,
-        default=0.0,
-        help="how long it stays locked after a holder has died; the same for all who use it",
-    )
     elect = _command(
         commands,
         "elect",
@@ -391,7 +393,14 @@ def _holding(commands: Any) -> None:
             metavar="SECONDS",
             type=seconds,
             default=LOCK_TTL_S,
-            help="how long it outlives a holder that is gone",
+            help="how long a holder that cannot be reached may go on",
+        )
+        parser.add_argument(
+            "--delay",
+            metavar="SECONDS",
+            type=seconds_or_none,
+            default=0.0,
+            help="how much longer it stays taken when a holder is lost",
         )
         parser.add_argument(
             "--wait",

@@ -9,7 +9,6 @@ instance, only what it works on can refuse, by the token.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from typing import Any
@@ -35,13 +34,13 @@ async def lock(context: Context) -> int:
     arguments = context.arguments
     name = os.fsencode(arguments.name)
     async with _Leased(context) as lease:
-        wanted = Lock(context.client, name, lease=lease, delay_s=arguments.delay)
+        wanted = Lock(context.client, name, lease=lease)
         return await _Hold(context, "lock", "LOCK", lease).run(wanted, b"")
 
 
 async def elect(context: Context) -> int:
     arguments = context.arguments
-    election = Election(context.client, os.fsencode(arguments.name), ttl_s=arguments.ttl)
+    election = Election(context.client, os.fsencode(arguments.name))
     if arguments.value is None:
         if arguments.child is not None:
             raise Usage("Who wants to lead has a VALUE, which the others see.")
@@ -57,9 +56,10 @@ async def elect(context: Context) -> int:
 async def _look(context: Context, election: Election) -> int:
     """Who leads: now, or from now on."""
     if context.arguments.observe:
-        async for leader in election.observe():
-            _print(context, leader)
-            context.output.flush()
+        async with election.observe() as observation:
+            async for leader in observation:
+                _print(context, leader)
+                context.output.flush()
         return OK
     leader = await election.leader()
     if leader is None:
@@ -96,24 +96,24 @@ class _Leased:
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
-        context = self._context
-        self._lease = await context.client.lease(context.arguments.ttl)
+        context, arguments = self._context, self._context.arguments
+        self._lease = await context.client.lease(arguments.ttl, delay_s=arguments.delay)
         return self._lease
 
     async def __aexit__(self, *reason: object) -> None:
         lease = self._lease
         assert lease is not None
-        # What is over need not be revoked, and may not be any more.
-        was_held = lease.is_held
+        left_s = lease.remaining_s
+        if not left_s:
+            return  # what is over need not be revoked
+        # What is held goes with it.  Later than its end there is no need to, either.
+        letting_go = lease.revoke().addTimeout(left_s, self._context.reactor)
         try:
-            if was_held:
-                await lease.revoke()
-        except RaftdError:
+            await letting_go
+        except (RaftdError, TimeoutError):
             self._context.output.complain(
                 f"It could not be let go; it goes by itself within {lease.ttl_s:g} seconds."
             )
-        finally:
-            lease.close()
 
 
 class _Hold:
@@ -127,7 +127,7 @@ class _Hold:
         self._lease = lease
 
     async def run(self, wanted: Any, value: bytes) -> int:
-        """Get it, run the command, or wait, and let it go; the exit status."""
+        """Get it, and run the command, or wait; the exit status."""
         held = await self._acquire(wanted, value)
         try:
             if self._context.arguments.child is None:
@@ -135,12 +135,6 @@ class _Hold:
             return await self._run_command(held)
         finally:
             self._context.on_signal = None
-            if held.is_held:
-                await self._release(held)
-
-    async def _release(self, held: Held) -> None:
-        with contextlib.suppress(RaftdError):  # it goes with its lease, which is revoked next
-            await held.release()
 
     async def _acquire(self, wanted: Any, value: bytes) -> Held:
         arguments, output = self._context.arguments, self._context.output
@@ -223,7 +217,7 @@ class _Hold:
         return exit_status(code)
 
     def _grace_s(self) -> float:
-        ttl_s = self._lease.ttl_s
+        ttl_s = self._lease.ttl_s - self._lease.delay_s
         given: float | None = self._context.arguments.grace
         return min(ttl_s * GRACE if given is None else given, ttl_s * MAX_GRACE)
 

@@ -7,7 +7,7 @@ after Ctrl-C, 141 when whoever reads its output has gone.
 
 from __future__ import annotations
 
-from raftd.client import PreconditionFailed
+from raftd.client import NotFound, PreconditionFailed
 from raftd.errors import (
     BadAnswer,
     BadRequest,
@@ -44,8 +44,6 @@ MEANINGS = {
     LOST: "the lock, the leadership or the lease was lost",
 }
 
-_NO_CODES = ("not_found",)
-
 
 class Refused(RaftdError):
     """The answer is no, and the sentence says why."""
@@ -77,9 +75,7 @@ def status_of(error: RaftdError) -> int:
         return LOST
     if isinstance(error, OutcomeUnknown):
         return UNKNOWN
-    if isinstance(error, (Refused, PreconditionFailed, LeaseNotFound, Compacted)):
-        return NO
-    if error.code in _NO_CODES:
+    if isinstance(error, (Refused, PreconditionFailed, NotFound, LeaseNotFound, Compacted)):
         return NO
     if isinstance(error, (Usage, BadAnswer, BadRequest, FutureRevision, TooLarge)):
         return USAGE
