@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import Any, NoReturn
 
 from raftd.ctl.output import FORMATS
@@ -14,6 +15,8 @@ from raftd.ctl.output import FORMATS
 #: How long a request may take in all, in seconds, if nothing else is said.
 TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 1800
+#: How wide the text of `--help` is.
+WIDTH = 79
 #: The longest time that can be asked for, in seconds.
 MAX_SECONDS = 1_000_000
 #: How many keys `list` shows if nothing else is said, and how many one may ask for.
@@ -160,13 +163,17 @@ def _global_options(parser: argparse.ArgumentParser, with_defaults: bool) -> Non
 
 def _command(commands: Any, name: str, run: str, help: str, more: str = "") -> Parser:
     """A command; `run` is the module and the function that carry it out."""
-    text = help[0].upper() + help[1:] + "."
-    parser: Parser = commands.add_parser(
-        name, help=help, description=f"{text}\n\n{more}".rstrip(), epilog=""
-    )
+    text = f"{help[0].upper()}{help[1:]}.\n\n{more}".rstrip()
+    parser: Parser = commands.add_parser(name, help=help, description=_wrapped(text))
     _global_options(parser, with_defaults=False)
     parser.set_defaults(run=run)
     return parser
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs that fit a terminal; what is indented stays as it is."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if p.startswith("  ") else fill(p, WIDTH) for p in paragraphs)
 
 
 def _group(commands: Any, name: str, help: str) -> Any:
@@ -323,12 +330,12 @@ def _txn(commands: Any) -> None:
         "txn",
         "txn.txn",
         "carry out a transaction: all or nothing, in one revision",
-        "It is read from FILE, or from standard input, as JSON, like\n\n"
+        "It is read from FILE, or from standard input, as JSON:\n\n"
         '  {"compare": [{"key": "a", "value": "1"}],\n'
         '   "then": [{"put": {"key": "a", "value": "2"}}],\n'
         '   "else": [{"get": {"key": "a"}}]}\n\n'
-        "and docs/http.md has all of it.  If the compares do not hold, else is carried out,\n"
-        "and the exit status is 1.",
+        "docs/http.md has all of it.  If the compares do not hold, else is carried out, and "
+        "the exit status is 1.",
     )
     txn.add_argument("file", metavar="FILE", nargs="?", default="-")
 
@@ -526,9 +533,9 @@ def _completion(commands: Any) -> None:
         "completion",
         "",
         "print what lets a shell complete raftctl's commands and options",
-        "For bash, in ~/.bashrc:     source <(raftctl completion bash)\n"
-        "For zsh, in ~/.zshrc:       source <(raftctl completion zsh)\n"
-        "For fish, in config.fish:   raftctl completion fish | source",
+        "  in ~/.bashrc:    source <(raftctl completion bash)\n"
+        "  in ~/.zshrc:     source <(raftctl completion zsh)\n"
+        "  in config.fish:  raftctl completion fish | source",
     )
     completion.add_argument("shell", choices=SHELLS)
 

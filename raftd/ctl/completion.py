@@ -63,7 +63,7 @@ def _bash(root: Command) -> str:
         "    COMPREPLY=()",
         *_find_command(root, "COMP_WORDS", 0, "COMP_CWORD"),
         "    if [[ -n $behind ]]; then",
-        '        COMPREPLY=($(compgen -A command -A file -- "$cur"))',
+        '        COMPREPLY=($(compgen -A command -A file -- "$cur" | sort -u))',
         "        return",
         "    fi",
         "    case $prev in",
