@@ -43,6 +43,8 @@ DEFAULT_THRESHOLD_BYTES = 64 << 20
 ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time.
 SLICE_S = 0.001
+#: Entries of the log that are let go of at a time: about a millisecond.
+FREED_ENTRIES = 5_000
 #: Slices that may wait for the disk; then drawing pauses.
 MAX_PENDING_BYTES = 4 << 20
 #: How long it pauses.
@@ -155,8 +157,17 @@ class Snapshotter:
             self._taking = False
         if not self._stopped:
             self._last_size = size
-            self._storage.compact(self._raft.compact(index))
+            self._compact(index)
             self._on_taken(metadata)
+
+    def _compact(self, index: int) -> None:
+        """There is a durable snapshot at `index`: the log need not have what it replaces."""
+        self._storage.compact(self._raft.compact(index))
+        self._free()
+
+    def _free(self) -> None:
+        if self._raft.free(FREED_ENTRIES) and not self._stopped:
+            self._clock.callLater(0, self._free)
 
     # -- sending one ---------------------------------------------------------
 
@@ -290,7 +301,7 @@ class Snapshotter:
         metadata = reader.metadata
         self._bytes_since, self._last_size = 0, reader.size
         self._applier.restored(metadata)
-        self._storage.compact(self._raft.compact(metadata.last_included_index))
+        self._compact(metadata.last_included_index)
         self._on_restored(metadata)
         self._wake()
 

@@ -36,6 +36,8 @@ class Log:
         self.base_term = base_term
         self._base_time_ms = 0
         self._entries = list(entries)
+        #: Lists that are not part of the log any more, to be let go of by `free`.
+        self._dropped: list[list[Entry]] = []
         self.written_index = self.persisted_index = self.last_index
         #: Writes under way: (number, last index that it makes durable).
         self._writes: deque[tuple[int, int]] = deque()
@@ -168,7 +170,8 @@ class Log:
         if index > self.persisted_index:
             raise InvariantViolated(f"entry {index} is not durable and cannot be dropped")
         base = self._entries[index - self.base_index - 1]
-        del self._entries[: index - self.base_index]
+        self._dropped.append(self._entries)
+        self._entries = self._entries[index - self.base_index :]
         self.base_index, self.base_term, self._base_time_ms = index, base.term, base.time_ms
 
     def reset(self, snapshot: SnapshotMetadata) -> None:
@@ -177,12 +180,24 @@ class Log:
         lead up to: nothing of the log remains.
         """
         index = snapshot.last_included_index
-        self._entries.clear()
+        self._dropped.append(self._entries)
+        self._entries = []
         self.base_index, self.base_term = index, snapshot.last_included_term
         self._base_time_ms = snapshot.time_ms
         self.written_index = self.persisted_index = index
         self._writes = deque((number, index) for number, _ in self._writes)
         self._reset = True
+
+    def free(self, max_entries: int) -> bool:
+        """
+        Let go of some entries that `compact` or `reset` has dropped: freeing a
+        million of them at once takes a tenth of a second.  Whether there are more.
+        """
+        if self._dropped:
+            del self._dropped[-1][-max_entries:]
+            if not self._dropped[-1]:
+                self._dropped.pop()
+        return bool(self._dropped)
 
     # -- durability ----------------------------------------------------------
 

@@ -583,6 +583,10 @@ class Raft:
         # Storage does not know yet of a log that is about to begin anew.
         return self.log.base_index if self.log.base_to_write() is None else 0
 
+    def free(self, max_entries: int) -> bool:
+        """Let go of some of what was dropped (`Log.free`); whether there is more."""
+        return self.log.free(max_entries)
+
     def configuration_at(self, index: int) -> Configuration:
         """The configuration in force when `index` was the last entry."""
         return self._configurations.at(index)

@@ -255,6 +255,16 @@ class Logs(SynchronousTestCase):
         self.assertEqual((log.last_time_ms, log.is_written), (60, True))
         self.assertEqual(log.batch(7, 9, 99), ())
 
+    def test_53_what_was_dropped_is_let_go_of_bit_by_bit(self) -> None:
+        """Freeing a million entries takes its time: `free` does so, and nothing else."""
+        log = Log([Entry(i, 1, 1, 0, b"") for i in range(1, 21)])
+        log.compact(12)
+        self.assertEqual([log.free(9) for _ in range(4)], [True, True, False, False])
+        self.assertEqual([entry.index for entry in log.entries(13, 20)], list(range(13, 21)))
+        log.reset(SnapshotMetadata(30, 4, THREE, 70))
+        self.assertEqual([log.free(5) for _ in range(3)], [True, False, False])
+        self.assertEqual((log.first_index, log.last_index), (31, 30))
+
     def test_beginning_anew(self) -> None:
         log = Log(log_of([1]))
         log.append(log_of([1, 1, 1])[1:])

@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from raftd import snapshotting
+from raftd.core.log import Log
 from raftd.core.membership import AddLearner, Configuration
 from raftd.core.messages import (
     AppendEntries,
@@ -238,6 +239,27 @@ class CatchUpTests(SnapshotCase):
         terms = {node.status().term for node in cluster.nodes.values()}
         self.assertEqual(terms, {term}, "there was an election")
         self.assertGreater(cluster.nodes[behind].status().first_index, 5)
+
+    def test_53_the_old_log_is_let_go_of_in_slices(self) -> None:
+        """By who took a snapshot, and by who got one: a few entries in each turn."""
+        freed: list[int] = []
+        free = Log.free
+
+        def freeing(log: Log, max_entries: int) -> bool:
+            if log._dropped:
+                freed.append(max_entries)
+            return free(log, max_entries)
+
+        self.patch(Log, "free", freeing)
+        self.patch(snapshotting, "FREED_ENTRIES", 7)
+        cluster, _, behind, _ = self.lags(count=400)
+        cluster.restart(behind)
+        self.assert_complete(cluster)
+        cluster.advance(HEARTBEAT_S)
+        for node in cluster.nodes.values():
+            self.assertEqual(node._raft.log._dropped, [])
+        self.assertGreater(len(freed), 30)
+        self.assertEqual(set(freed), {7})
 
     def test_within_the_tail_no_snapshot_is_sent(self) -> None:
         cluster, leader, (behind, _) = self.led(
