@@ -50,8 +50,8 @@ MAX_REVOKES_AT_ONCE = 128
 REVOKE_TIMEOUT_MS = 5_000
 #: When to propose again what came to nothing.
 RETRY_S = 0.5
-#: Leases that are looked at in one call: a few milliseconds.
-SLICE_LEASES = 1_000
+#: Leases that are looked at in one call: half a millisecond, or one.
+SLICE_LEASES = 250
 #: The longest sleep.  Reactors do not wait for years.
 MAX_SLEEP_S = 3600.0
 
