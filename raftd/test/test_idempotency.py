@@ -144,7 +144,7 @@ class RuleTests(SynchronousTestCase):
         self.assertEqual(self.it.result(key(1), b"with id 8"), b"1")
         self.assertEqual(self.it.inner.operations, [b"with id 7"])
 
-    def test_the_same_key_with_another_request_is_refused(self) -> None:
+    def test_29_the_same_key_with_another_request_is_refused(self) -> None:
         self.it.result(key(1, b"a"), b"a")
         for other in (key(1, b"b"), key(1, b"a", "POST")):
             refused = self.it.result(other, b"b")
@@ -164,7 +164,7 @@ class RuleTests(SynchronousTestCase):
         self.assertEqual(it.result(key(1), b"0"), b"")
         self.assertEqual(it.inner.operations, [b"0"])
 
-    def test_an_application_in_steps(self) -> None:
+    def test_29_an_application_in_steps(self) -> None:
         it = Machine(Slow())
         under_way = it.machine.apply(1, 5, Command(b"a", idempotency_key=key(1)))
         assert isinstance(under_way, Generator)
@@ -184,7 +184,7 @@ class RuleTests(SynchronousTestCase):
         it.apply(b"", b"a")
         self.assertEqual(it.result(key(1), b"never"), b"refused 0")
 
-    def test_a_refusal_that_is_to_be_sat_out_is_not_kept(self) -> None:
+    def test_29_a_refusal_that_is_to_be_sat_out_is_not_kept(self) -> None:
         it = Machine(Refusing(), is_temporary=lambda result: result == b"full")
         self.assertEqual(it.result(key(1), b"a"), b"full")
         self.assertEqual(len(it.machine), 0)
@@ -220,7 +220,7 @@ class TimeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.it = Machine()
 
-    def test_a_key_is_kept_for_an_hour_of_the_log(self) -> None:
+    def test_29_31_a_key_is_kept_for_an_hour_of_the_log(self) -> None:
         self.assertEqual(KEY_TTL_MS, 3600 * 1000)
         self.it.result(key(1), b"a")
         self.it.now_ms += KEY_TTL_MS - 1
@@ -230,14 +230,14 @@ class TimeTests(SynchronousTestCase):
         self.assertEqual(self.it.result(key(1, b"b"), b"b"), b"2")
         self.assertEqual(len(self.it.machine), 1)
 
-    def test_a_retry_does_not_keep_it_longer(self) -> None:
+    def test_29_a_retry_does_not_keep_it_longer(self) -> None:
         self.it.result(key(1), b"a")
         self.it.now_ms += KEY_TTL_MS - 1
         self.it.result(key(1), b"a")
         self.it.now_ms += 1
         self.assertEqual(self.it.result(key(1), b"a"), b"2")
 
-    def test_keys_expire_in_bounded_steps_and_none_counts_longer(self) -> None:
+    def test_31_keys_expire_in_bounded_steps_and_none_counts_longer(self) -> None:
         self.patch(idempotency, "MAX_EXPIRED_AT_ONCE", 3)
         for n in range(100):
             self.it.result(key(n))
@@ -251,7 +251,7 @@ class TimeTests(SynchronousTestCase):
             self.it.result(key(1000 + n))
         self.assertEqual(len(self.it.machine), 62)
 
-    def test_commands_without_a_key_move_no_clock(self) -> None:
+    def test_31_commands_without_a_key_move_no_clock(self) -> None:
         self.it.result(key(1), b"a")
         digest = self.it.machine.digest()
         self.it.now_ms += KEY_TTL_MS
@@ -259,7 +259,7 @@ class TimeTests(SynchronousTestCase):
         self.it.apply(b"", b"a")
         self.assertEqual(self.it.machine.digest(), digest)
 
-    def test_a_time_that_goes_back_changes_nothing(self) -> None:
+    def test_31_a_time_that_goes_back_changes_nothing(self) -> None:
         self.it.now_ms = 10_000_000
         self.it.result(key(1), b"a")
         self.it.now_ms = 5
@@ -269,7 +269,7 @@ class TimeTests(SynchronousTestCase):
 
 
 class BoundTests(SynchronousTestCase):
-    def test_when_full_new_keys_are_refused_and_none_is_dropped(self) -> None:
+    def test_29_31_when_full_new_keys_are_refused_and_none_is_dropped(self) -> None:
         self.patch(idempotency, "MAX_KEYS", 10)
         it = Machine()
         for n in range(10):
@@ -284,7 +284,7 @@ class BoundTests(SynchronousTestCase):
         it.now_ms += KEY_TTL_MS
         self.assertEqual(it.result(key(b"new")), b"12")
 
-    def test_results_are_bounded_in_bytes(self) -> None:
+    def test_31_results_are_bounded_in_bytes(self) -> None:
         self.patch(idempotency, "MAX_RESULT_BYTES", 1000)
         it = Machine(Large())
         self.assertEqual(it.result(key(1), b"999"), b"r" * 999)
@@ -295,7 +295,7 @@ class BoundTests(SynchronousTestCase):
         it.now_ms += KEY_TTL_MS
         self.assertEqual(it.result(key(3), b"0"), b"")
 
-    def test_a_full_table_of_expired_keys_takes_new_ones_at_once(self) -> None:
+    def test_31_a_full_table_of_expired_keys_takes_new_ones_at_once(self) -> None:
         self.patch(idempotency, "MAX_KEYS", 100)
         it = Machine()
         for n in range(100):
@@ -386,7 +386,7 @@ class SnapshotTests(SynchronousTestCase):
             self.assertEqual(len(it.machine), len(other.machine))
             self.assertEqual(it.machine.digest(), other.machine.digest())
 
-    def test_the_digest_covers_the_table(self) -> None:
+    def test_31_the_digest_covers_the_table(self) -> None:
         machines = [Machine() for _ in range(5)]
         for it in machines:
             it.apply(b"", b"a")

@@ -355,7 +355,7 @@ class KeepAliveTests(KeeperTestCase):
         confirm(None)
         self.assertEqual(answer.outcome, encode([3000, 1000, 0, 2000]))
 
-    def test_no_answer_before_the_round_and_the_ttl_counts_from_there(self) -> None:
+    def test_24_no_answer_before_the_round_and_the_ttl_counts_from_there(self) -> None:
         self.node.obliges = False
         self.keeper.begin()
         self.store.grant(7, 10)
@@ -368,7 +368,7 @@ class KeepAliveTests(KeeperTestCase):
         self.advance(9.9)
         self.assertEqual(self.node.proposed, [])
 
-    def test_one_that_leads_no_longer_answers_nothing(self) -> None:
+    def test_26_one_that_leads_no_longer_answers_nothing(self) -> None:
         """Neither yes nor no: whoever is asked next knows."""
         self.node.obliges = False
         self.assertIsInstance(self.asked(KeepAlive([7])).outcome, NotLeader)
@@ -381,7 +381,7 @@ class KeepAliveTests(KeeperTestCase):
             self.assertIsInstance(answer.outcome, NotLeader)
             self.keeper.begin()
 
-    def test_led_again_in_the_meantime(self) -> None:
+    def test_26_led_again_in_the_meantime(self) -> None:
         """The round may have been the next leader's; who leads now has begun anew."""
         self.node.obliges = False
         self.keeper.begin()
@@ -414,7 +414,7 @@ class KeepAliveTests(KeeperTestCase):
         self.node.reads.pop()(None)
         self.assertEqual(answer.outcome, encode([0]))
 
-    def test_too_late_for_as_long_as_the_outcome_is_unknown(self) -> None:
+    def test_30_too_late_for_as_long_as_the_outcome_is_unknown(self) -> None:
         self.node.obliges = False
         self.keeper.begin()
         self.store.grant(7, 10)

@@ -647,7 +647,7 @@ class LeaseTests(StoreTestCase):
         self.assertEqual(cluster.get(leader, b"a"), b"")
         self.assertNotEqual(successor, leader)
 
-    def test_what_a_cut_off_leader_proposed_to_revoke_is_not_handed_on(self) -> None:
+    def test_26_what_a_cut_off_leader_proposed_to_revoke_is_not_handed_on(self) -> None:
         """Else the next leader would end a lease that was kept alive with it."""
         cluster, leader, (other, another) = self.lead(election_timeout_ms=600)
         lease = self.grant(cluster, leader, 1)

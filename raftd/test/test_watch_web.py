@@ -374,7 +374,7 @@ class Streams(WatchCase):
         self.assertEqual(second["revision"], 3)
         self.assertLess(raw.rindex(b"data: ]}\n"), raw.index(b"id: 2\n"))
 
-    def test_from_a_revision(self) -> None:
+    def test_54_from_a_revision(self) -> None:
         for n in range(5):
             self.write((b"a", b"%d" % n))
         client = self.ask("/db/a?watch&revision=4")
@@ -435,7 +435,7 @@ class Streams(WatchCase):
         self.assertEqual(client.body.status, 503)
         self.assertDocumented("/db/a?watch", client)
 
-    def test_gone_at_the_start(self) -> None:
+    def test_54_gone_at_the_start(self) -> None:
         for _ in range(9):
             self.write((b"a", b"x"))
         self.store.compact(6)
@@ -484,7 +484,7 @@ class Streams(WatchCase):
         for query in (b"", b"prefix=watch", b"watches", b"revision=3", b"prefix=wait=3"):
             self.assertFalse(is_wanted(query), query)
 
-    def test_too_many(self) -> None:
+    def test_55_too_many(self) -> None:
         self.patch(watches, "MAX_WATCHES", 1)
         self.ask("/db/a?watch")
         for target in ("/db/a?watch", "/db/a?wait=1"):
@@ -497,7 +497,7 @@ class Streams(WatchCase):
         self.assertEqual((client.body.status, client.received), (200, b""))
         self.assertEqual((len(self.hub), len(self.watching._streams)), (0, 0))
 
-    def test_a_client_that_goes(self) -> None:
+    def test_55_a_client_that_goes(self) -> None:
         client = self.ask("/db/a?watch")
         client.lose()
         self.assertEqual((len(self.hub), len(self.watching._streams)), (0, 0))
@@ -539,7 +539,7 @@ class Ends(WatchCase):
         self.assertEqual((len(self.hub), len(self.watching._streams)), (0, 0))
         client.lose()
 
-    def test_the_server_stops(self) -> None:
+    def test_54_the_server_stops(self) -> None:
         """Clients are told where to go on."""
         client = self.ask("/db/a?watch")
         self.write((b"a", b"1"))
@@ -553,7 +553,7 @@ class Ends(WatchCase):
         self.assertTrue(client.line.disconnecting)
         self.assertEqual((len(self.hub), len(self.watching._streams)), (0, 0))
 
-    def test_the_server_stops_within_a_revision(self) -> None:
+    def test_54_the_server_stops_within_a_revision(self) -> None:
         client = self.ask("/db/?watch")
         self.write(*((b"%d" % n, b"x" * 1000) for n in range(300)))
         self.factory.stop()
@@ -590,7 +590,7 @@ class Ends(WatchCase):
         self.assertTrue(client.line.aborted)
         self.assertEqual((len(self.hub), len(self.watching._streams)), (0, 0))
 
-    def test_a_slow_client_is_not_cut_off(self) -> None:
+    def test_55_a_slow_client_is_not_cut_off(self) -> None:
         """It takes something now and then, and comes to the end."""
         client = self.ask("/db/a?watch")
         for _ in range(100):
@@ -626,7 +626,7 @@ class KeepAlive(WatchCase):
         self.seconds(watch.KEEP_ALIVE_S + 1)
         self.assertEqual(client.take(), b":\n\n")
 
-    def test_progress(self) -> None:
+    def test_54_progress(self) -> None:
         """So that what a client resumes from does not grow old and compacted."""
         client = self.ask("/db/a?watch")
         for n in range(5):
@@ -650,7 +650,7 @@ class KeepAlive(WatchCase):
         client.read()
         self.assertEqual((client.source.comments, len(client.data())), (0, 5))
 
-    def test_within_a_revision(self) -> None:
+    def test_54_within_a_revision(self) -> None:
         """A comment there ends no event."""
         self.patch(watches, "MAX_SCANNED", 50)
         client = self.ask("/db/?prefix=a&watch")
@@ -748,7 +748,7 @@ class Memory(WatchCase):
         for client in clients:
             self.assertEqual([d["revision"] for d in client.data()], [2, 3, 4])
 
-    def test_what_is_encoded_is_not_kept_for_ever(self) -> None:
+    def test_55_what_is_encoded_is_not_kept_for_ever(self) -> None:
         self.ask("/db/?watch").line.paused = False
         self.patch(events, "MAX_ENCODED", 10)
         for n in range(100):
@@ -785,7 +785,7 @@ class LongPolls(WatchCase):
         self.assertDocumented("/db/a?wait=2", client)
         self.assertEqual((len(self.hub), self.watching._polls), (0, set()))
 
-    def test_what_comes(self) -> None:
+    def test_54_what_comes(self) -> None:
         client = self.ask("/db/?wait=1&prefix=a&prev")
         self.write((b"b", b"1"))
         self.assertEqual(client.take(), b"")
@@ -795,7 +795,7 @@ class LongPolls(WatchCase):
         self.assertEqual([e["key"] for e in value["events"]], ["a", "ab"])
         self.assertEqual((len(self.hub), len(self.clock.getDelayedCalls())), (0, 1))
 
-    def test_nothing_comes_in_time(self) -> None:
+    def test_54_nothing_comes_in_time(self) -> None:
         client = self.ask("/db/a?wait=1")
         self.write((b"b", b"1"))
         self.seconds(29)
@@ -817,7 +817,7 @@ class LongPolls(WatchCase):
         self.seconds(1)
         self.assertEqual(client.read().body.status, 204)
 
-    def test_behind_a_revision_to_come(self) -> None:
+    def test_54_behind_a_revision_to_come(self) -> None:
         client = self.ask("/db/a?wait=5&timeout_ms=1000")
         self.seconds(1)
         self.assertEqual(client.read().body.fields["Raftd-Revision"], "5")
@@ -830,7 +830,7 @@ class LongPolls(WatchCase):
         self.assertEqual(self.answer(client)["compacted_revision"], 6)
         self.assertEqual(client.body.status, 410)
 
-    def test_gone_while_it_waits(self) -> None:
+    def test_54_gone_while_it_waits(self) -> None:
         """A snapshot takes the place of the history."""
         client = self.ask("/db/z?wait=1")
         other = self.make()
@@ -855,7 +855,7 @@ class LongPolls(WatchCase):
         self.assertTrue(client.body.complete)
         self.assertDocumented("/db/?wait=1", client)
 
-    def test_a_revision_that_is_compacted_while_it_is_sent(self) -> None:
+    def test_54_a_revision_that_is_compacted_while_it_is_sent(self) -> None:
         client = self.ask("/db/?wait=1")
         self.write(*((b"%d" % n, b"x" * 1000) for n in range(300)))
         self.store.compact(2)
@@ -864,7 +864,7 @@ class LongPolls(WatchCase):
         self.assertFalse(client.body.complete)
         self.assertEqual(len(self.hub), 0)
 
-    def test_the_server_stops(self) -> None:
+    def test_54_the_server_stops(self) -> None:
         """Nobody waits for a poll that waits."""
         client = self.ask("/db/a?wait=1")
         self.write((b"b", b"1"))
@@ -877,7 +877,7 @@ class LongPolls(WatchCase):
         self.successResultOf(stopped)
         self.assertEqual((len(self.hub), self.clock.getDelayedCalls()), (0, []))
 
-    def test_a_client_that_goes(self) -> None:
+    def test_55_a_client_that_goes(self) -> None:
         """Its watch is over when its time is."""
         client = self.ask("/db/a?wait=1")
         client.lose()

@@ -119,7 +119,7 @@ class Ranges(WatchCase):
                     reader.seen(), self.store.expected(selection, 2, 9), (start, end)
                 )
 
-    def test_in_the_order_of_the_transaction(self) -> None:
+    def test_54_in_the_order_of_the_transaction(self) -> None:
         reader = self.watch()
         self.write((b"b", b"1"), (b"c", b"1"), (b"a", b"1"))
         self.assertEqual(self.keys(reader), [(2, [b"b", b"c", b"a"])])
@@ -147,14 +147,14 @@ class Ranges(WatchCase):
 class Places(WatchCase):
     """From which revision on."""
 
-    def test_from_now_on(self) -> None:
+    def test_54_from_now_on(self) -> None:
         self.write((b"a", b"1"))
         reader = self.watch()
         self.assertEqual(self.progress(reader), 2)
         self.write((b"a", b"2"))
         self.assertEqual(self.keys(reader), [(3, [b"a"])])
 
-    def test_from_each_revision(self) -> None:
+    def test_54_from_each_revision(self) -> None:
         for n in range(20):
             self.write((b"a" if n % 3 else b"b", b"%d" % n))
         for revision in range(1, 22):
@@ -164,7 +164,7 @@ class Places(WatchCase):
                 self.past.expected(Selection(b"a"), max(revision, 2), 21),
             )
 
-    def test_from_a_revision_to_come(self) -> None:
+    def test_54_from_a_revision_to_come(self) -> None:
         reader = self.watch(EVERYTHING, 5)
         for n in range(6):
             self.write((b"a", b"%d" % n))
@@ -183,7 +183,7 @@ class Places(WatchCase):
         self.write((b"a", b"1"))
         self.assertEqual(self.keys(reader), [(2, [b"a"])])
 
-    def test_compacted_at_the_start(self) -> None:
+    def test_54_compacted_at_the_start(self) -> None:
         for _ in range(9):
             self.write((b"a", b"x"))
         self.store.compact(6)
@@ -210,7 +210,7 @@ class Places(WatchCase):
         assert slow.watch is not None
         self.assertRaises(Compacted, slow.watch.take)
 
-    def test_an_idle_watch_is_not_behind_what_it_was_not_concerned_by(self) -> None:
+    def test_54_an_idle_watch_is_not_behind_what_it_was_not_concerned_by(self) -> None:
         reader = self.watch(Selection(b"z"))
         for _ in range(9):
             self.write((b"a", b"x"))
@@ -221,7 +221,7 @@ class Places(WatchCase):
         self.write((b"z", b"x"))
         self.assertEqual(self.keys(reader), [(11, [b"z"])])
 
-    def test_progress(self) -> None:
+    def test_54_progress(self) -> None:
         """It moves for what does not concern the range, and not beyond what was given."""
         idle, slow = self.watch(Selection(b"z")), self.watch()
         slow.appetite = 1
@@ -231,11 +231,19 @@ class Places(WatchCase):
         slow.draw()
         self.assertEqual(self.progress(slow), 3)
 
+    def test_54_progress_does_not_pass_what_is_under_way(self) -> None:
+        """The store has it, and the watch was not called yet."""
+        reader = self.watch(Selection(b"a"))
+        self.store.write((b"a", b"x"))
+        self.assertEqual(self.progress(reader), 1)
+        self.turns()
+        self.assertEqual(self.progress(reader), 2)
+
 
 class Pieces(WatchCase):
     """A revision that changes much."""
 
-    def test_all_events_of_a_revision_together(self) -> None:
+    def test_54_all_events_of_a_revision_together(self) -> None:
         reader = self.watch()
         self.write(*((b"%d" % n, b"x" * 1000) for n in range(500)))
         self.assertGreater(len(reader.pieces), 5)
@@ -253,13 +261,13 @@ class Pieces(WatchCase):
         self.write((b"a", b"x" * 10**6), (b"b", b"y"))
         self.assertEqual(reader.seen(), self.store.expected(EVERYTHING, 2, 2))
 
-    def test_progress_stays_before_a_revision_that_was_given_in_part(self) -> None:
+    def test_54_progress_stays_before_a_revision_that_was_given_in_part(self) -> None:
         reader = self.watch()
         reader.appetite = 1
         self.write(*((b"%d" % n, b"x" * 1000) for n in range(500)))
         self.assertEqual((len(reader.pieces), self.progress(reader)), (1, 1))
 
-    def test_a_part_of_it_and_then_nothing_more_in_the_range(self) -> None:
+    def test_54_a_part_of_it_and_then_nothing_more_in_the_range(self) -> None:
         """The last piece may be empty; what is half given is never left open."""
         self.patch(watches, "MAX_SCANNED", 50)
         reader = self.watch(Selection(b"a", b"b"))
@@ -345,7 +353,7 @@ class Calls(WatchCase):
         self.assertEqual(len(good.pieces), 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_closed(self) -> None:
+    def test_55_closed(self) -> None:
         """Idle, to be called, or at it: it is never called again."""
         idle, due, drawn = self.watch(), self.watch(), self.watch()
         self.assertEqual(len(self.hub), 3)
@@ -383,7 +391,7 @@ class Calls(WatchCase):
         self.write((b"a", b"x"))
         self.assertEqual([r.calls for r in readers], [0] * 5)
 
-    def test_bounded(self) -> None:
+    def test_55_bounded(self) -> None:
         self.patch(watches, "MAX_WATCHES", 3)
         readers = [self.watch() for _ in range(3)]
         self.assertRaises(Overloaded, self.watch)
@@ -409,7 +417,7 @@ class Calls(WatchCase):
         for n in range(5):
             self.assertEqual(len({id(r.pieces[n]) for r in readers}), 1)
 
-    def test_what_is_kept_for_others_is_bounded(self) -> None:
+    def test_55_what_is_kept_for_others_is_bounded(self) -> None:
         self.patch(watches, "MAX_KEPT_STEPS", 10)
         readers = [self.watch(Selection(b"a")) for _ in range(2)]
         for _ in range(100):
@@ -480,7 +488,7 @@ class Restored(WatchCase):
             other.compact(compacted)
         return other
 
-    def test_history_goes_on(self) -> None:
+    def test_54_history_goes_on(self) -> None:
         reader = self.watch(Selection(b"a"))
         self.write((b"a", b"x"))
         other = self.other(10, 0)
@@ -509,7 +517,7 @@ class Restored(WatchCase):
         self.assertIsNone(reader.compacted)
         self.assertEqual(list(reader.seen()), list(range(2, 13)))
 
-    def test_in_the_middle_of_a_revision(self) -> None:
+    def test_54_in_the_middle_of_a_revision(self) -> None:
         reader = self.watch()
         reader.appetite = 1
         self.write(*((b"%d" % n, b"x" * 1000) for n in range(500)))
@@ -517,6 +525,23 @@ class Restored(WatchCase):
         self.turns()
         reader.draw()
         self.assertEqual((reader.seen(), reader.compacted), ({}, 3))
+
+
+class RestoredStore(WatchCase):
+    """The same of the store itself."""
+
+    def make(self) -> Real:
+        return Real()
+
+    def test_54_what_a_snapshot_has_brought_is_told(self) -> None:
+        """Though nothing is written afterwards."""
+        reader = self.watch()
+        other = self.make()
+        other.write((b"a", b"x"))
+        other.write((b"b", b"x"))
+        self.store.restore(other)
+        self.turns()
+        self.assertEqual(self.keys(reader), [(2, [b"a"]), (3, [b"b"])])
 
 
 class Model(WatchCase):
@@ -565,9 +590,10 @@ class Model(WatchCase):
             elif act == 6 and readers:
                 # Resumes behind what it has seen, as by Last-Event-ID.
                 selection, first, reader = readers.pop(rng.randrange(len(readers)))
-                self.close(reader)
                 self.check(model, selection, first, reader)
-                told += self.begin(readers, selection, self.progress(reader) + 1)
+                progress = self.progress(reader)
+                self.close(reader)
+                told += self.begin(readers, selection, progress + 1)
             elif act == 7 and self.store.compacted_revision < self.store.revision:
                 low = self.store.compacted_revision + 1
                 self.store.compact(rng.randrange(low, self.store.revision + 1))

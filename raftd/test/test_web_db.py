@@ -323,7 +323,7 @@ class IdempotencyKeys(WebCase):
         target = b"/db/k\nif-none-match:*"
         self.assertEqual(retry, retry_of(b"a", "PUT", target, b"v"))
 
-    def test_another_condition_is_another_request(self) -> None:
+    def test_29_another_condition_is_another_request(self) -> None:
         found = []
         for headers in ({}, {"if_match": "*"}, {"if_none_match": "*"}, {"if_match": '"5"'}):
             self.ask("PUT", b"/db/k", b"v", PutResult(9, True), idempotency_key="a", **headers)

@@ -132,14 +132,6 @@ CLIENTS = (
     ),
     Defect(
         31,
-        "keys-are-newer-than-the-index",
-        "A snapshot of the store has changes that were applied after it was begun.",
-        "kv/snapshots.py",
-        "        if key > self._passed and key not in self._kept:\n",
-        "        if key > self._passed and record is None:\n",
-    ),
-    Defect(
-        31,
         "sessions-expire-by-the-clock-of-the-node",
         "A session expires by the time of the node that applies.",
         SESSIONS,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+#: The number of a defect that no pitfall tells of: `also` names the tests for it.
+NO_PITFALL: Final = 0
 
 
 class Defect(NamedTuple):
     """
-    One side of one pitfall, as a change of a module's source.
+    One side of one pitfall, or of a rule, as a change of a module's source.
 
     `old` occurs exactly once in the module; where it does not any more, the
     code has changed and the defect has to be written anew.  Short pieces last
     longest.
     """
 
-    #: Which pitfall, and so which tests must catch it: `test_NN_...`.
+    #: Which pitfall, and so which tests must catch it: `test_NN_...`; or `NO_PITFALL`.
     number: int
     #: Unique among all defects.
     name: str
