@@ -26,7 +26,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from raftd.client.errors import NotFound, strange
 from raftd.client.leases import KEEP_ALIVES_PER_TTL, Lease, lasting_s, read_ttl
-from raftd.client.requester import Answer, Requester, key_path
+from raftd.client.requester import ATTEMPT_TIMEOUT_S, Answer, Requester, key_path
 from raftd.client.transactions import Compare, Operation, as_fields
 from raftd.client.values import (
     Deleted,
@@ -53,8 +53,9 @@ CONNECT_TIMEOUT_S = 2.0
 #: How long it is kept while nothing is asked: for less than servers do, so that
 #: no request meets one that is just being closed.
 IDLE_S = 60.0
-#: How long a request may take in all, unless the client is told otherwise, in seconds.
-TIMEOUT_S = 10.0
+#: How long a request may take in all, unless the client is told otherwise, in
+#: seconds: two servers may be silent, one after the other.
+TIMEOUT_S = 2 * ATTEMPT_TIMEOUT_S
 
 #: Parameters of a query.
 Query = list[tuple[str, str | bytes | None]]

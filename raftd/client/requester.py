@@ -265,9 +265,10 @@ class Requester:
         request = _Request(method, path, {}, body, False, attempt_s)
         return await self._settle(request, self.timeout_s if timeout_s is None else timeout_s)
 
-    async def probe(self, server: str) -> bool:
-        """Whether `server` can answer a linearizable read, asked once."""
-        request = _Request("GET", "/db/%00", {}, b"", False)
+    async def probe(self, server: str, max_staleness_s: float) -> bool:
+        """Whether `server` can answer a read that is no staler than this, asked once."""
+        target = f"/db/%00?max_staleness_ms={round(max_staleness_s * 1000)}"
+        request = _Request("GET", target, {}, b"", False)
         deadline = self.seconds() + ATTEMPT_TIMEOUT_S
         answer = await self._attempt(server, request, deadline, _Tried())
         return answer is not None and answer.status < 500
@@ -295,14 +296,16 @@ class Requester:
     # -- attempts ------------------------------------------------------------------
 
     async def _settle(self, request: _Request, timeout_s: float) -> Answer:
-        deadline = self.seconds() + timeout_s
+        begun = self.seconds()
+        deadline = begun + timeout_s
         tried = _Tried()
         while True:
             if self._is_closed:
                 tried.answered = Stopped("The client is closed.")
                 tried.give_up(request.is_change, "before the client was closed")
-            if self.seconds() >= deadline:
-                tried.give_up(request.is_change, f"within {timeout_s:g} seconds")
+            if self.seconds() >= self._last_begin(request, tried, deadline, timeout_s):
+                elapsed_s = self.seconds() - begun
+                tried.give_up(request.is_change, f"within {elapsed_s:.1f} seconds")
             server = self.server
             answer = await self._attempt(server, request, deadline, tried)
             if answer is not None and _settles(answer, tried):
@@ -310,6 +313,20 @@ class Requester:
             self.avoid(server)
             tried.count += 1
             await self._pause(tried.count, deadline)
+
+    @staticmethod
+    def _last_begin(
+        request: _Request, tried: _Tried, deadline: float, timeout_s: float
+    ) -> float:
+        """
+        When it is too late to begin another attempt.
+
+        As long as a write has certainly not happened, none is begun that may be
+        cut short before the server has answered: what is known would be lost.
+        """
+        if request.is_change and tried.count and not tried.may_have_happened:
+            return deadline - min(request.attempt_s, timeout_s / 2)
+        return deadline
 
     async def _attempt(
         self, server: str, request: _Request, deadline: float, tried: _Tried

@@ -134,8 +134,9 @@ def _keys(
     for name, text in given.items():
         if text is not None:
             fields.update(named(name, as_bytes(text)))
-    if len(fields) != 1 and (start is None or end is None or len(fields) != 2):
-        raise ValueError("Either a key, or a prefix, or a start and an end must be given.")
+    kinds = (key is not None, prefix is not None, start is not None or end is not None)
+    if sum(kinds) != 1:
+        raise ValueError("Either a key, or a prefix, or a start or an end must be given.")
     return fields
 
 

@@ -34,8 +34,8 @@ T = TypeVar("T")
 #: Without a sign of life for so long, a server is taken for gone; it gives one
 #: every fifteen seconds.
 SILENCE_S = 40.0
-#: How often a watch of which nothing comes asks its server whether that still
-#: belongs to the cluster: one that was cut off has nothing to tell.
+#: How often a watch of which nothing comes asks its server whether what that
+#: knows is as fresh: one that was cut off from the others has nothing to tell.
 CHECK_S = 10.0
 #: What is kept for a reader who does not take it: so many revisions, or so
 #: many bytes of them; then the connection is paused.
@@ -364,7 +364,7 @@ class Watch:
         if self._is_paused or self._last_id > last_id:
             self._checked(server, stream, True)
             return
-        self._probing = Deferred.fromCoroutine(self._requester.probe(server))
+        self._probing = Deferred.fromCoroutine(self._requester.probe(server, CHECK_S))
         self._probing.addCallback(lambda good: self._checked(server, stream, good))
         self._probing.addErrback(lambda failure: failure.trap(CancelledError))
 

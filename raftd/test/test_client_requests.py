@@ -125,7 +125,8 @@ class WriteTests(ClientCase):
         self.assertIsInstance(error, DidNotHappen)
         for server in SERVERS:
             self.assertIn(f"{server} cannot be reached", str(error))
-        self.assertAlmostEqual(self.clock.seconds(), self.timeout_s, 1)
+        # No attempt is begun that might be cut short: then nobody would know.
+        self.assertTrue(0 <= self.clock.seconds() - self.timeout_s / 2 < MAX_PAUSE_S)
         self.assertQuiet()
 
     def test_time_is_up_while_it_is_still_connecting(self) -> None:

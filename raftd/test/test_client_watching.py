@@ -22,6 +22,7 @@ from raftd.errors import BadRequest, Compacted, Stopped
 from raftd.test.clientrig import ClientCase, FakeResponse
 
 STREAM = "text/event-stream"
+PROBE = f"/db/%00?max_staleness_ms={CHECK_S * 1000:.0f}"
 
 
 def event(revision: int, *keys: str) -> bytes:
@@ -248,7 +249,7 @@ class RetryTests(WatchCase):
     def answer_probes(self, status: int) -> None:
         for asked in self.agent.asked[1:]:
             if not asked.response.called:
-                self.assertEqual((asked.server, asked.target), ("a:1", "/db/%00"))
+                self.assertEqual((asked.server, asked.target), ("a:1", PROBE))
                 asked.refuse(status, "not_found")
 
     def test_a_server_that_is_cut_off_from_the_others(self) -> None:
