@@ -22,6 +22,7 @@ from raftd.kv.lease_keeper import LeaseKeeper
 from raftd.kv.operations import SetQuota
 from raftd.kv.results import Result, is_temporary
 from raftd.kv.store import Store
+from raftd.kv.sweeper import Sweeper
 from raftd.kv.tenure import Tenure
 from raftd.kv.watches import WatchHub
 from raftd.node import Node
@@ -54,6 +55,8 @@ class StoreService:
         self._clock = clock
         self._options = options or StoreOptions()
         self.store = Store()
+        self._sweeper = Sweeper(clock)
+        self.store.on_discard = self._sweeper.take
         #: The state machine for the node.
         self.machine = Idempotency(self.store, is_temporary)
         self._running: _Running | None = None
@@ -84,6 +87,8 @@ class StoreService:
         """The node stops: no timer is left."""
         if self._running is not None:
             self._running.stop()
+        self.store.on_discard = None
+        self._sweeper.stop()
 
 
 class _Running:

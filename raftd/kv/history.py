@@ -133,6 +133,10 @@ class History:
             self._open = [_NOTHING] * stop + self._open[stop:]
         return taken
 
+    def chunks(self) -> Sequence[Sequence[Change]]:
+        """All changes, in order, some hundred together; not to be changed."""
+        return [*self._full, self._open]
+
     def walk(self, after: int, last: int) -> Iterator[Sequence[KeyValue]]:
         """
         What the revisions behind `after` up to `last` changed, in order, as

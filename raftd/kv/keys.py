@@ -158,6 +158,10 @@ class SortedKeys:
             total += bisect_left(self._chunks[last], end)
         return total - bisect_left(self._chunks[first], start)
 
+    def chunks(self) -> Sequence[Sequence[bytes]]:
+        """All keys, in order, some hundred together; not to be changed."""
+        return self._chunks
+
     def __bool__(self) -> bool:
         return bool(self._chunks)
 

@@ -84,6 +84,9 @@ class Store:
         #: Called from within `apply` with the id of a lease and its TTL in
         #: milliseconds when it was granted, and with 0 when it is gone.
         self.on_lease: Callable[[int, int], None] | None = None
+        #: Takes the containers of a state that a restore has replaced and nobody
+        #: reads any more, to let go of them bit by bit; None: they go at once.
+        self.on_discard: Callable[[list[object]], None] | None = None
         self._versions = Versions(FIRST_REVISION)
         #: Keys and bytes before the operation under way; None between operations.
         self._before: tuple[int, int] | None = None
@@ -233,6 +236,7 @@ class Store:
     def _become(self, state: State) -> None:
         # Walks of the old state go on with its versions, which nobody changes any more.
         self._walks = WeakSet()
+        self._versions.discard = self.on_discard
         self._versions = state.versions
         self.revision = state.revision
         self.compacted_revision = state.compacted_revision

@@ -75,6 +75,7 @@ class Versions:
         "_records",
         "count",
         "deleted",
+        "discard",
         "history",
         "leases",
         "live",
@@ -93,6 +94,14 @@ class Versions:
         self.history = History(forgotten)
         self.newest = forgotten
         self.size_bytes = 0
+        #: Takes the containers of this when nobody needs it any more, to let go
+        #: of them bit by bit; None: they go at once.
+        self.discard: Callable[[list[object]], None] | None = None
+
+    def __del__(self) -> None:
+        if self.discard is not None:
+            chunks = (*self.live.chunks(), *self.deleted.chunks())
+            self.discard([*chunks, *self._records, *self._older, *self.history.chunks()])
 
     # -- reading ---------------------------------------------------------------
 

@@ -77,6 +77,7 @@ BESIDE_THE_STORE = (
     "kv.lease_keeper",
     "kv.lease_questions",
     "kv.scans",
+    "kv.sweeper",
     "kv.tenure",
     "kv.watches",
 )
