@@ -372,6 +372,9 @@ def _holding(commands: Any) -> None:
         "RAFTCTL_{NAME}_NAME, RAFTCTL_{NAME}_TOKEN and RAFTCTL_{NAME}_KEY in its environment;\n"
         "the token grows with every holder, so that what COMMAND works on can refuse a\n"
         "smaller one.  Without COMMAND, the token is printed, and it is held until you stop it."
+        "\n\n"
+        "What COMMAND has started is ended with it; at a terminal, COMMAND alone.  On Linux,\n"
+        "COMMAND ends with raftctl, too, however that ends."
     )
     lock = _command(
         commands,

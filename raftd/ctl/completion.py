@@ -177,7 +177,7 @@ def _fish(root: Command) -> str:
         "            and set -a at $word",
         "        end",
         "    end",
-        '    test (string join " " $at) = "$argv"',
+        '    test "$at" = "$argv"',
         "end",
         "complete -c raftctl -f",
     ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from raftd.client import KeyValue, Page
+from raftd.client import KeyValue, Page, PreconditionFailed
 from raftd.client.values import named
 from raftd.ctl.arguments import LIST_LIMIT
 from raftd.ctl.context import Context
@@ -114,14 +115,15 @@ async def put(context: Context) -> int:
         value = read_input(context, "-")
     else:
         value = os.fsencode(arguments.value)
-    written = await context.client.put(
-        key,
-        value,
-        if_revision=0 if arguments.if_absent else arguments.if_revision,
-        lease=arguments.lease or "",
-        ttl_s=arguments.ttl,
-        previous=arguments.prev,
-    )
+    with _told(key):
+        written = await context.client.put(
+            key,
+            value,
+            if_revision=0 if arguments.if_absent else arguments.if_revision,
+            lease=arguments.lease or "",
+            ttl_s=arguments.ttl,
+            previous=arguments.prev,
+        )
     fields: dict[str, Any] = {**named("key", key), "revision": written.revision}
     pairs: list[tuple[str, str | int | bytes | Cell]] = [
         ("key", key),
@@ -134,6 +136,19 @@ async def put(context: Context) -> int:
         pairs.append(("lease", written.lease))
     _previous(output, fields, pairs, written.previous, arguments.prev)
     return OK
+
+
+@contextmanager
+def _told(key: bytes) -> Iterator[None]:
+    """What a condition has failed at, for people."""
+    try:
+        yield
+    except PreconditionFailed as e:
+        if not e.mod_revision:
+            raise Refused(f"There is no key {escaped(key)}; nothing was changed.") from None
+        raise Refused(
+            f"{escaped(key)} is there, at revision {e.mod_revision}; nothing was changed."
+        ) from None
 
 
 def _previous(
@@ -173,9 +188,10 @@ async def delete(context: Context) -> int:
         output.result(fields, deleted.deleted, [(name, value) for name, value in pairs])
         return OK
     key = os.fsencode(arguments.key)
-    written = await context.client.delete(
-        key, if_revision=arguments.if_revision, previous=arguments.prev
-    )
+    with _told(key):
+        written = await context.client.delete(
+            key, if_revision=arguments.if_revision, previous=arguments.prev
+        )
     if written is None:
         raise Refused(f"There is no key {escaped(key)}.")
     _previous(

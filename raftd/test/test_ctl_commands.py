@@ -65,10 +65,11 @@ class Keys(CtlCase):
 
     def test_conditions(self) -> None:
         self.assertEqual(self.ok("put", "k", "1", "--if-absent").text, "2\n")
-        self.fails(1, "", "put", "k", "2", "--if-absent")
-        self.fails(1, "", "put", "k", "2", "--if-revision", "1")
+        self.fails(1, "k is there, at revision 2;", "put", "k", "2", "--if-absent")
+        self.fails(1, "k is there, at revision 2;", "put", "k", "2", "--if-revision", "1")
+        self.fails(1, "There is no key x;", "put", "x", "2", "--if-revision", "1")
         self.assertEqual(self.ok("put", "k", "2", "--if-revision", "2").text, "3\n")
-        self.fails(1, "", "del", "k", "--if-revision", "2")
+        self.fails(1, "k is there, at revision 3;", "del", "k", "--if-revision", "2")
         self.assertEqual(self.ok("del", "k", "--if-revision", "3").text, "4\n")
 
     def test_what_was_there_before(self) -> None:
