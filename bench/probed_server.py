@@ -199,7 +199,7 @@ async def serve(directory: str, name: str, member: str, turns: Turns) -> None:
     began = time.perf_counter()
     options = ServerOptions(
         data_dir=directory,
-        replica=ReplicaOptions(snapshot_threshold_bytes=NEVER),
+        replica=ReplicaOptions(request_timeout_ms=60_000, snapshot_threshold_bytes=NEVER),
         store=StoreOptions(check_interval_s=float(1 << 20)),
     )
     server = ProbedServer(reactor, options, lambda reason: print(reason, file=sys.stderr))

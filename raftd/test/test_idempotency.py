@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from hashlib import blake2b
 from random import Random
 from typing import Any
 
@@ -21,7 +22,7 @@ from raftd.errors import (
     ProtocolViolation,
     RaftdError,
 )
-from raftd.idempotency import KEY_TTL_MS, Idempotency, decode_result, retry_of
+from raftd.idempotency import KEY_TTL_MS, Idempotency, _Table, decode_result, retry_of
 from raftd.interfaces import IStateMachine
 from raftd.replica import ReplicaOptions
 from raftd.slices import frame
@@ -556,3 +557,15 @@ class LeaderCrashes(SynchronousTestCase):
         for name in cluster.nodes:
             self.assertGreater(cluster.nodes[name].status().snapshot_index, 0)
             self.assertEqual(self.insist(cluster, name, command), first)
+
+
+class GrowthTests(SynchronousTestCase):
+    def test_53_no_dictionary_has_all_keys(self) -> None:
+        """When one grows it moves all that it has at once, and nothing else goes on."""
+        table = _Table(1)
+        names = [blake2b(b"%d" % n, digest_size=16).digest() for n in range(20_000)]
+        for name in names:
+            table.add(name, name, 1, b"")
+        self.assertEqual(len(table.records), 20_000)
+        self.assertLess(max(map(len, table.records._shards)), 20_000 / 256 * 2)
+        self.assertEqual([n for n in names if table.find(n) is None], [])
