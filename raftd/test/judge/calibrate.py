@@ -62,7 +62,7 @@ def calibrate(folder: Path) -> list[Calibrated]:
         name, _, verdict = line.partition("\t")
         history = read_history(folder / f"{name}.log")
         started_s = time.perf_counter()
-        given = judge(history).verdict
+        given = judge(history, explains=False).verdict
         taken_s = time.perf_counter() - started_s
         found.append(Calibrated(name, verdict == "true", given, taken_s))
     return found

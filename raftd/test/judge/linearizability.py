@@ -15,8 +15,10 @@ from raftd.test.judge.revisions import judge_revisions
 from raftd.test.judge.search import MAX_CONFIGURATIONS, Search, Verdict
 from raftd.test.judge.watches import judge_watches
 
-#: Configurations that an explanation may cost beside the verdict.
-EXPLANATION_CONFIGURATIONS: Final = 50_000
+#: What each of two parts of an explanation may cost, in configurations; to begin
+#: a search costs one for so many operations.
+EXPLANATION_WORK: Final = 5_000
+OPERATIONS_PER_WORK: Final = 10
 
 #: So many of each are listed in an explanation.
 MAX_LISTED: Final = 12
@@ -49,12 +51,14 @@ def judge(
     history: History,
     max_configurations: int = MAX_CONFIGURATIONS,
     has_all_writes: bool = True,
+    explains: bool = True,
 ) -> Judgement:
     """
     Whether a history is linearizable, its revisions are in order, its watches true.
 
     `max_configurations` bounds the work for each part.  `has_all_writes`: what
     a watch shows must have been written by an operation of the history.
+    `explains`: find out why not, which costs more than the verdict.
     """
     parts = partition(history.operations)
     work, reasons, verdicts = 0, list[str](), {Verdict.GOOD}
@@ -65,7 +69,7 @@ def judge(
         work += search.configurations
         verdicts.add(verdict)
         if verdict is Verdict.BAD:
-            reasons += explain(keys, operations)
+            reasons += explain(keys, operations) if explains else [f"{_keys(keys)}: no order"]
         elif verdict is Verdict.UNDECIDED:
             reasons.append(
                 f"{_keys(keys)}: no order of the {len(operations)} operations was found, but "
@@ -105,60 +109,72 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
 
     First the shortest beginning of it that is not, so that its last answer is
     the one that does not fit; then as few of the operations as are enough for
-    it not to.  Both as far as `EXPLANATION_CONFIGURATIONS` goes.
+    it not to.  Both as far as `EXPLANATION_WORK` goes.
     """
-    budget = _Budget()
-    wrong = _shortest(operations, budget)
+    wrong, is_shortest = _shortest(operations, _Budget())
+    answered = _answered(wrong)
+    last = max(answered, key=_end)
+    if not is_shortest:
+        return [
+            f"{_keys(keys)}: there is no order of the {len(answered)} operations that were "
+            f"answered up to line {last.returned}; where it begins to go wrong would take "
+            "too long to find"
+        ]
     search = Search(StoreModel(wrong), wrong)
     search.run()
-    last = max(_answered(wrong), key=_end)
-    enough = _fewest(wrong, last, budget)
-    fitting = len(_answered(wrong)) - 1
     lines = [
         f"{_keys(keys)}: whatever was answered before line {last.returned} can be put in order "
-        f"({fitting} operations).  Then nothing fits this answer:",
+        f"({len(answered) - 1} operations).  Then nothing fits this answer:",
         f"    {_told(last)}",
     ]
     states = list(dict.fromkeys(_shown(state) for state in search.stuck))
     if states:
         lines.append(f"  All the others in order, there could have been: {_or(states)}.")
-    others = [o for o in enough if o is not last]
+    others = [o for o in _fewest(wrong, last, _Budget()) if o is not last]
     if others:
         lines.append("  These are enough for it not to fit:")
         lines += _listed(others)
-    unknown = len(wrong) - len(_answered(wrong))
+    unknown = len(wrong) - len(answered)
     if unknown:
         lines.append(f"  Nor is it explained by any of {unknown} that had no outcome yet.")
     return lines
 
 
 class _Budget:
-    """What explaining may still cost."""
+    """What a part of an explanation may still cost."""
 
     def __init__(self) -> None:
-        self._left = EXPLANATION_CONFIGURATIONS
+        self._left = EXPLANATION_WORK
 
-    def is_bad(self, operations: Sequence[Operation]) -> bool:
-        """Whether they certainly have no order."""
+    def judge(self, operations: Sequence[Operation]) -> Verdict:
+        """Whether they have an order; undecided when too much was spent."""
+        self._left -= len(operations) // OPERATIONS_PER_WORK
         if self._left <= 0:
-            return False
+            return Verdict.UNDECIDED
         search = Search(StoreModel(operations), operations, self._left)
         verdict = search.run()
         self._left -= search.configurations
-        return verdict is Verdict.BAD
+        return verdict
 
 
-def _shortest(operations: Sequence[Operation], budget: _Budget) -> list[Operation]:
-    """Those that had begun when the first answer came that cannot be; later ends cut off."""
+def _shortest(operations: Sequence[Operation], budget: _Budget) -> tuple[list[Operation], bool]:
+    """
+    Those that had begun when the first answer came that cannot be; later ends cut off.
+
+    And whether it certainly is the first.
+    """
     ends = sorted(_end(operation) for operation in _answered(operations))
     low, high = 0, len(ends) - 1
     while low < high:
         middle = (low + high) // 2
-        if budget.is_bad(_until(operations, ends[middle])):
+        verdict = budget.judge(_until(operations, ends[middle]))
+        if verdict is Verdict.UNDECIDED:
+            return _until(operations, ends[high]), False
+        if verdict is Verdict.BAD:
             high = middle
         else:
             low = middle + 1
-    return _until(operations, ends[low])
+    return _until(operations, ends[low]), True
 
 
 def _until(operations: Sequence[Operation], line: int) -> list[Operation]:
@@ -179,18 +195,28 @@ def _fewest(operations: list[Operation], last: Operation, budget: _Budget) -> li
 
     A read is left out if it can be.  A change is not, for what others saw came
     from it; but it need not be listed if it may just as well have taken effect
-    at any later time, or not at all.
+    at any later time, or not at all.  Many at once are tried first.
     """
     kept = list(operations)
-    for operation in _answered(operations):
-        if operation is last:
-            continue
-        freed = [o for o in kept if o is not operation]
-        if not is_read(operation.call):
-            freed.append(msgspec.structs.replace(operation, returned=None))
-        if budget.is_bad(freed):
-            kept = freed
+    size = len(operations) // 2
+    while size:
+        answered = [o for o in _answered(kept) if o is not last]
+        for start in range(0, len(answered), size):
+            freed = _freed(kept, answered[start : start + size])
+            if budget.judge(freed) is Verdict.BAD:
+                kept = freed
+        size //= 2
     return _answered(kept)
+
+
+def _freed(operations: Sequence[Operation], some: Sequence[Operation]) -> list[Operation]:
+    """Without those of `some` that are reads; the others of them open."""
+    free = set(map(id, some))
+    return [
+        msgspec.structs.replace(o, returned=None) if id(o) in free else o
+        for o in operations
+        if id(o) not in free or not is_read(o.call)
+    ]
 
 
 def _answered(operations: Sequence[Operation]) -> list[Operation]:
@@ -219,9 +245,9 @@ def _told(operation: Operation) -> str:
 
 
 def _listed(operations: Sequence[Operation]) -> list[str]:
-    lines = [f"    {_told(o)}" for o in operations[:MAX_LISTED]]
+    lines = [f"    {_told(o)}" for o in operations[-MAX_LISTED:]]
     if len(operations) > MAX_LISTED:
-        lines.append(f"    and {len(operations) - MAX_LISTED} more")
+        lines.insert(0, f"    {len(operations) - MAX_LISTED} earlier ones, and")
     return lines
 
 

@@ -38,6 +38,7 @@ from raftd.test.judge.calls import (
     Scalar,
     Transaction,
     is_inside,
+    is_read,
 )
 from raftd.test.judge.history import Operation
 
@@ -134,6 +135,19 @@ class StoreModel:
         if tuple(rows.items()) == state.rows:
             return state if floor == state.floor else State(state.rows, floor)
         return State(tuple(sorted(rows.items())), floor)
+
+    def is_lost(self, state: State, result: Result | None) -> bool:
+        """
+        Whether an answer that does not fit `state` fits none that comes later.
+
+        It is so if it told a revision that has passed.
+        """
+        if result is None or not self.follows_revisions:
+            return False
+        for seen in (result.revision, result.mod_revision):
+            if seen is not UNSET and 0 < seen < state.floor:
+                return True
+        return False
 
     # -- operations ------------------------------------------------------------
 
@@ -295,6 +309,19 @@ def _may_be(row: Row | None, compare: Compare) -> tuple[bool, bool]:
         return (True, False) if relation == "!=" else (False, True)
     holds = bool(_RELATIONS[relation](actual, operand))
     return holds, not holds
+
+
+def observes(call: Call, result: Result | None) -> bool:
+    """Whether an operation with this answer changes nothing, in whatever state it fits."""
+    if result is None:
+        return is_read(call)
+    if isinstance(call, CompareAndSet):
+        return result.succeeded is False or call.expected == call.value
+    if isinstance(call, Delete):
+        return result.count == 0
+    if isinstance(call, Transaction) and result.succeeded is not UNSET:
+        return all(map(is_read, call.success if result.succeeded else call.failure))
+    return is_read(call)
 
 
 # -- what a history speaks of --------------------------------------------------

@@ -10,17 +10,19 @@ not looked at again.  There is no recursion, and a bound on the work.
 
 What makes it fast, and why it loses nothing:
 
-- An answered operation that fits and changes nothing goes next at once.  It
-  may go now, and wherever it would have gone later, leaving it out changes
-  nothing.
+- An answered operation that fits and would change nothing in any state goes
+  next at once.  It may go now, and wherever it would have gone later, leaving
+  it out changes nothing.
 - An operation that is open (of unknown outcome) is left out where it would
   change nothing.
 - Of open operations that ask the same, the one that began first goes first:
   whatever is true of a later one is true of it.
 - Of two configurations that differ only in which open operations were used,
   one that used a part of what the other did can do all that the other can.
+- One in which an answered operation can never fit any more goes no further.
 - The one that has got furthest goes on, answered operations before open ones;
-  so open ones are tried only where nothing else fits.
+  so open ones are tried only where nothing else fits.  Of the answered ones
+  the first to end is tried first, for most histories went that way.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from raftd.test.judge.history import Operation
-from raftd.test.judge.model import State, StoreModel
+from raftd.test.judge.model import State, StoreModel, observes
+from raftd.test.judge.supply import Supply
 
 #: Configurations that one search looks at: about ten seconds.
 MAX_CONFIGURATIONS: Final = 200_000
@@ -89,6 +92,8 @@ class Search:
         self._last = max(range(len(self._returns)), key=self._returns.__getitem__, default=0)
         self._open = [o for o in begun if o.returned is None]
         self._alike = _alike(self._open)
+        self._observes = [observes(o.call, o.result) for o in self._answered]
+        self._supply = Supply(self._answered, self._open)
         self._max = max_configurations
         self._heap: list[tuple[int, int, int, bool, _Configuration]] = []
         self._seen: dict[tuple[int, int, State], list[int]] = {}
@@ -132,7 +137,7 @@ class Search:
 
     def _answered_moves(self, configuration: _Configuration) -> bool:
         """Go on from it with each answered operation; whether everything is in order."""
-        settled, moves = self._settle(configuration)
+        settled, moves, is_lost = self._settle(configuration)
         if self._is_known(settled):
             return False
         if settled.answered > self._furthest.answered:
@@ -141,20 +146,28 @@ class Search:
             return True
         if self._lacks_last(settled) and len(self.stuck) < MAX_STATES_TOLD:
             self.stuck[settled.state] = None
-        for number, states in moves.items():
+        if is_lost:
+            return False
+        for number in sorted(moves, key=self._returns.__getitem__, reverse=True):
             low, mask = _with(settled.low, settled.mask, number)
             operation = (self._answered[number],)
-            for state in states:
-                after = _Configuration(low, mask, settled.used, state, settled, operation)
-                self._push(after, False)
+            for state in moves[number]:
+                if not self._supply.is_lost(settled.state, state, low, mask, settled.used):
+                    self._push(
+                        _Configuration(low, mask, settled.used, state, settled, operation),
+                        False,
+                    )
         if self._open:
             self._push(settled, True)
         return False
 
     def _settle(
         self, configuration: _Configuration
-    ) -> tuple[_Configuration, dict[int, list[State]]]:
-        """Put in order what changes nothing; what else may come next, with its states."""
+    ) -> tuple[_Configuration, dict[int, list[State]], bool]:
+        """
+        Put in order what changes nothing; what else may come next, with its states;
+        whether something is left that can never fit.
+        """
         low, mask, used, state, _, _ = configuration
         moves: dict[int, list[State]] = {}
         moved: list[Operation] = []
@@ -164,16 +177,20 @@ class Search:
                 operation = self._answered[number]
                 if number not in moves:
                     moves[number] = self._model.step(state, operation.call, operation.result)
-                if moves[number] == [state]:
+                if self._observes[number] and moves[number] == [state]:
                     del moves[number]
                     moved.append(operation)
                     mask |= 1 << (number - low)
             low, mask = _shifted(low, mask)
             if len(moved) == before:
                 break
-        if not moved:
-            return configuration, moves
-        return _Configuration(low, mask, used, state, configuration, tuple(moved)), moves
+        is_lost = any(
+            not states and self._model.is_lost(state, self._answered[number].result)
+            for number, states in moves.items()
+        )
+        if moved:
+            configuration = _Configuration(low, mask, used, state, configuration, tuple(moved))
+        return configuration, moves, is_lost
 
     def _candidates(self, low: int, mask: int) -> Iterator[int]:
         """Those that began before the first end of what is left."""
@@ -197,12 +214,13 @@ class Search:
             if used >> number & 1 or (alike is not None and not used >> alike & 1):
                 continue
             for after in self._model.step(state, operation.call, operation.result):
-                if after != state:
-                    with_it = used | 1 << number
-                    self._push(
-                        _Configuration(low, mask, with_it, after, configuration, (operation,)),
-                        False,
-                    )
+                with_it = used | 1 << number
+                if after == state or self._supply.is_lost(state, after, low, mask, with_it):
+                    continue
+                self._push(
+                    _Configuration(low, mask, with_it, after, configuration, (operation,)),
+                    False,
+                )
 
     def _lacks_last(self, configuration: _Configuration) -> bool:
         """Whether all are in order but the one that ended last."""
