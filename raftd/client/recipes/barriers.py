@@ -88,7 +88,7 @@ class DoubleBarrier:
             me = b"m-" + f"{lease.id}-{uuid4().hex}".encode("ascii")
             await self._client.put(self._prefix + me, b"", lease=lease)
             await while_held(lease, self._enter(me))
-        except BaseException:
+        except Exception:
             self._lease = None
             lease.revoke().addErrback(lambda f: f.trap(RaftdError, CancelledError))
             raise

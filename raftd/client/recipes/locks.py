@@ -163,7 +163,7 @@ class _Lock:
                     await self._give_up(contender)
                     return None
             await contender.wait(self._blockers, any_of_them=self._any_of_them)
-        except BaseException:
+        except Exception:
             self._give_up(contender)
             raise
         return Held(contender, self._lease is None)
@@ -179,7 +179,7 @@ class _Lock:
         self._is_entered = True
         try:
             held = await self._acquire(True, b"")
-        except BaseException:
+        except Exception:
             self._is_entered = False
             raise
         assert held is not None
