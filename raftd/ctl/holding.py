@@ -129,12 +129,9 @@ class _Hold:
     async def run(self, wanted: Any, value: bytes) -> int:
         """Get it, and run the command, or wait; the exit status."""
         held = await self._acquire(wanted, value)
-        try:
-            if self._context.arguments.child is None:
-                return await self._until_told(held)
-            return await self._run_command(held)
-        finally:
-            self._context.on_signal = None
+        if self._context.arguments.child is None:
+            return await self._until_told(held)
+        return await self._run_command(held)
 
     async def _acquire(self, wanted: Any, value: bytes) -> Held:
         arguments, output = self._context.arguments, self._context.output
@@ -208,6 +205,9 @@ class _Hold:
         finally:
             guard.stop()
             child.kill()
+            # One that was for the command may come to us after its end; letting go
+            # takes no longer than a request may.
+            context.on_signal = lambda number: True
         if guard.has_acted:
             context.output.complain(
                 f"The {self._what} of {context.arguments.name} may be lost; "

@@ -151,7 +151,12 @@ class Locks(HoldingCase):
         )
         self.assertNoResult(running.done)
         child.end(0)
+        # Too late for the command, it does not keep us from letting go.
+        on_signal = running.context.on_signal
+        assert on_signal is not None
+        self.assertTrue(on_signal(signal.SIGINT))
         self.assertEqual(self.cluster.result(running.done), 0)
+        self.assertEqual(self.ok("lease", "list").text, "")
 
     def test_a_delay_keeps_the_next_one_out(self) -> None:
         running, _ = self.begin_holding(
