@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import count, islice
+from random import Random
 
 import msgspec
 from hypothesis import given, settings
@@ -165,6 +166,31 @@ class WhileCommandsAreApplied(SnapshotCase):
         for operation in after:
             apply(copy, operation)
         self.assertEqual(copy.digest(), twin.digest())
+
+    def test_31_whatever_is_compacted_meanwhile(self) -> None:
+        """The same at random, with a compaction as every fifth change."""
+        make_small(self.patch)
+        for seed in range(60):
+            store, rng = Store(), Random(seed)
+            for _ in range(30):
+                self.change(store, rng)
+            then = store.digest()
+            slices = []
+            for data in store.snapshot():
+                slices.append(data)
+                for _ in range(rng.randrange(4)):
+                    self.change(store, rng)
+            self.assertEqual(restored(b"".join(slices)).digest(), then, f"seed {seed}")
+
+    def change(self, store: Store, rng: Random) -> None:
+        key = b"%d" % rng.randrange(8)
+        kind = rng.randrange(5)
+        if kind < 3:
+            apply(store, Put(key, b"%d" % rng.randrange(100)))
+        elif kind == 3:
+            apply(store, DeleteRange(key))
+        else:
+            apply(store, Compact(max(1, store.revision - rng.randrange(3))))
 
     def test_42_several_at_once(self) -> None:
         """A snapshot, a backup and a digest, of three moments, drawn in turns."""

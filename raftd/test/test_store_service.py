@@ -522,6 +522,33 @@ class ReadTests(StoreTestCase):
         service.stop()
 
 
+class ScanTests(SynchronousTestCase):
+    def test_53_a_slice_of_a_long_range_ends_in_time(self) -> None:
+        clock, done = Clock(), Answer[RangeResult]()
+        steps = 0
+
+        def walk() -> scans.Walk:
+            nonlocal steps
+            for _ in range(100):
+                steps += 1
+                clock.rightNow += scans.SLICE_S / 4
+                yield
+            return RangeResult(1, 0, False, [])
+
+        scans.Scans(clock).run(walk(), done)
+        turns = []
+        while not done.given:
+            # What is called for in this turn has the next one, as in a reactor.
+            due, clock.calls = clock.calls, []
+            before = steps
+            for call in due:
+                call.called = 1
+                call.func(*call.args, **call.kw)
+            turns.append(steps - before)
+        self.assertEqual(steps, 100)
+        self.assertLess(max(turns), 8)
+
+
 class LeaseTests(StoreTestCase):
     """What the leases of `docs/leases.md` promise, over crashes and partitions."""
 

@@ -187,13 +187,4 @@ IDEMPOTENCY = (
         "            digest.update(content)\n",
         "            digest.update(content[:0])\n",
     ),
-    Defect(
-        31,
-        "order-of-leases-is-lost",
-        "A store that was restored draws its leases in another order.",
-        "kv/leases.py",
-        "        return list(self._granted.values())\n",
-        "        return sorted(self._granted.values(), key=attrgetter('id'))[::-1]\n",
-        also=("test_they_are_in_snapshots_with_their_keys",),
-    ),
 )
