@@ -15,9 +15,10 @@ from raftd.test.judge.revisions import judge_revisions
 from raftd.test.judge.search import MAX_CONFIGURATIONS, Search, Verdict
 from raftd.test.judge.watches import judge_watches
 
-#: What each of two parts of an explanation may cost, in configurations; to begin
-#: a search costs one for so many operations.
-EXPLANATION_WORK: Final = 5_000
+#: What the two parts of an explanation may cost, in configurations; to begin a
+#: search costs one for so many operations.
+SHORTEST_WORK: Final = 200_000
+FEWEST_WORK: Final = 5_000
 OPERATIONS_PER_WORK: Final = 10
 
 #: So many of each are listed in an explanation.
@@ -109,9 +110,9 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
 
     First the shortest beginning of it that is not, so that its last answer is
     the one that does not fit; then as few of the operations as are enough for
-    it not to.  Both as far as `EXPLANATION_WORK` goes.
+    it not to.  Both as far as their bounds go.
     """
-    wrong, is_shortest = _shortest(operations, _Budget())
+    wrong, is_shortest = _shortest(operations, _Budget(SHORTEST_WORK))
     answered = _answered(wrong)
     last = max(answered, key=_end)
     if not is_shortest:
@@ -120,17 +121,17 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
             f"answered up to line {last.returned}; where it begins to go wrong would take "
             "too long to find"
         ]
-    search = Search(StoreModel(wrong), wrong)
-    search.run()
+    search = Search(StoreModel(wrong), wrong, finds_stuck=True)
+    is_all = search.run() is Verdict.BAD
     lines = [
         f"{_keys(keys)}: whatever was answered before line {last.returned} can be put in order "
         f"({len(answered) - 1} operations).  Then nothing fits this answer:",
         f"    {_told(last)}",
     ]
     states = list(dict.fromkeys(_shown(state) for state in search.stuck))
-    if states:
+    if states and is_all:
         lines.append(f"  All the others in order, there could have been: {_or(states)}.")
-    others = [o for o in _fewest(wrong, last, _Budget()) if o is not last]
+    others = [o for o in _fewest(wrong, last, _Budget(FEWEST_WORK)) if o is not last]
     if others:
         lines.append("  These are enough for it not to fit:")
         lines += _listed(others)
@@ -143,8 +144,8 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
 class _Budget:
     """What a part of an explanation may still cost."""
 
-    def __init__(self) -> None:
-        self._left = EXPLANATION_WORK
+    def __init__(self, work: int) -> None:
+        self._left = work
 
     def judge(self, operations: Sequence[Operation]) -> Verdict:
         """Whether they have an order; undecided when too much was spent."""

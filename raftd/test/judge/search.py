@@ -84,7 +84,9 @@ class Search:
         model: StoreModel,
         operations: Sequence[Operation],
         max_configurations: int = MAX_CONFIGURATIONS,
+        finds_stuck: bool = False,
     ) -> None:
+        """`finds_stuck`: all states of `stuck` are wanted, as far as they are kept."""
         begun = sorted(operations, key=lambda operation: operation.invoked)
         self._model = model
         self._answered = [o for o in begun if o.returned is not None]
@@ -93,7 +95,9 @@ class Search:
         self._open = [o for o in begun if o.returned is None]
         self._alike = _alike(self._open)
         self._observes = [observes(o.call, o.result) for o in self._answered]
-        self._supply = Supply(self._answered, self._open)
+        # Only for these states is it looked beyond where the last one cannot fit any more.
+        self._ignored = self._last if finds_stuck else None
+        self._supply = Supply(self._answered, self._open, self._ignored)
         self._max = max_configurations
         self._heap: list[tuple[int, int, int, bool, _Configuration]] = []
         self._seen: dict[tuple[int, int, State], list[int]] = {}
@@ -185,7 +189,9 @@ class Search:
             if len(moved) == before:
                 break
         is_lost = any(
-            not states and self._model.is_lost(state, self._answered[number].result)
+            not states
+            and number != self._ignored
+            and self._model.is_lost(state, self._answered[number].result)
             for number, states in moves.items()
         )
         if moved:

@@ -28,12 +28,18 @@ _Value = tuple[str, Scalar]
 class Supply:
     """Who saw each value of each key, and who may have put it, by their numbers."""
 
-    def __init__(self, answered: Sequence[Operation], opened: Sequence[Operation]) -> None:
+    def __init__(
+        self,
+        answered: Sequence[Operation],
+        opened: Sequence[Operation],
+        ignored: int | None = None,
+    ) -> None:
+        """What the answered one of the number `ignored` saw does not count."""
         self._wanted: dict[_Value, list[int]] = {}
         self._put: dict[_Value, list[int]] = {}
         self._opened: dict[_Value, list[int]] = {}
         for number, operation in enumerate(answered):
-            for value in _seen(operation):
+            for value in _seen(operation) if number != ignored else ():
                 self._wanted.setdefault(value, []).append(number)
             for value in _written(operation.call):
                 self._put.setdefault(value, []).append(number)
@@ -87,8 +93,7 @@ def _seen(operation: Operation) -> Iterator[_Value]:
     if isinstance(call, Get) and isinstance(result.value, str | int):
         yield call.key, result.value
     elif isinstance(call, CompareAndSet) and result.succeeded is True:
-        if call.expected is not None:
-            yield call.key, call.expected
+        yield from () if call.expected is None else ((call.key, call.expected),)
 
 
 def _written(call: Call) -> Iterator[_Value]:
