@@ -31,6 +31,7 @@ from raftd.test.judge.calls import (
     is_inside,
 )
 from raftd.test.judge.history import (
+    BadHistory,
     Change,
     Changed,
     Compacted,
@@ -55,6 +56,7 @@ _Value = Scalar | None | _Unsure
 def judge_watches(history: History, has_all_writes: bool = True) -> list[str]:
     """
     What is wrong with the watches of a history, in words; empty if nothing is.
+    `BadHistory` raised if something comes to who does not watch.
 
     `has_all_writes`: every write of the watched keys is an operation of the
     history, those of unknown outcome and the expiry of leases included.
@@ -70,7 +72,7 @@ def judge_watches(history: History, has_all_writes: bool = True) -> list[str]:
                 streams[process] = _Stream(process)
             streams[process].begin(number, line, told.acknowledged(number))
         elif process not in streams:
-            return [f"line {number}: process {process} does not watch"]
+            raise BadHistory(f"line {number}: process {process} does not watch")
         else:
             streams[process].take(number, line)
     wrong = [text for stream in streams.values() for text in stream.wrong]
