@@ -254,7 +254,6 @@ class LockTests(ChaosCase):
         self.held(cluster, third)
 
     def test_whoever_gives_up_at_any_moment_leaves_nothing_behind(self) -> None:
-        """Also if what it has sent is overtaken by what it sends to take that back."""
         for seed in range(30):
             for shared in (False, True):
                 cluster, _, _ = self.lead(seed=seed)
@@ -269,6 +268,22 @@ class LockTests(ChaosCase):
                 self.failureResultOf(acquiring, CancelledError)
                 cluster.advance(2.0 if shared else 2 * TTL_S)
                 self.assertEqual(self.keys(cluster, client), [], (seed, shared))
+
+    def test_getting_in_line_is_overtaken_by_getting_out(self) -> None:
+        cluster, _, _ = self.lead()
+        client = cluster.client()
+        lease = cluster.result(client.lease(60.0))
+        network = cluster.network
+        network.min_delay_s = network.max_delay_s = 0.05
+        acquiring = Lock(client, "lock", lease=lease).acquire()
+        cluster.advance(0.001)
+        network.min_delay_s = network.max_delay_s = 0.0005
+        acquiring.cancel()
+        self.failureResultOf(acquiring, CancelledError)
+        cluster.advance(0.04)
+        self.assertEqual(cluster.services["n1"].database.revision, 3, "in, and out again")
+        cluster.advance(0.1)
+        self.assertEqual(self.keys(cluster, client), [])
 
     def test_locks_that_share_a_lease(self) -> None:
         """Also two of one name: who holds a lease does not hold what it has not got."""
