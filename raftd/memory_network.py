@@ -14,8 +14,7 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import Clock
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from raftd.core.membership import Change, Configuration
@@ -63,7 +62,7 @@ class Network:
     is told as well.  A host that loses its power tells nobody anything.
     """
 
-    def __init__(self, clock: Clock, random: Random) -> None:
+    def __init__(self, clock: IReactorTime, random: Random) -> None:
         self.clock = clock
         self.random = random
         #: The delay of each message is drawn from between these.
@@ -124,6 +123,14 @@ class Network:
             if channel.target == member_id and channel.me in removed:
                 channel.reset_by_target()
 
+    def clock_of(self, member_id: MemberId) -> IReactorTime:
+        """What the timers of a process run on."""
+        return self.clock
+
+    def deliver(self, target: MemberId, arrive: Callable[[], None]) -> None:
+        """A message has arrived at the host of `target`."""
+        arrive()
+
     def resets(self, member_id: MemberId) -> bool:
         """Whether the host of a process that is gone says so to who sends to it."""
         return member_id not in self._without_power
@@ -152,7 +159,7 @@ class Line:
         if source in self._lost or self._network.loses(source, target):
             self._lost.add(source)
         else:
-            arrive()
+            self._network.deliver(target, arrive)
 
 
 class Channel:
@@ -178,6 +185,7 @@ class Channel:
         self._refused = refused
         self.there: Node | None = None
         self._network = network
+        self._clock = network.clock_of(me)
         self._line = Line(network)
         self._retry: IDelayedCall | None = None
         #: The answers that are waited for, and when they are given up.
@@ -194,7 +202,7 @@ class Channel:
             return fail(PeerUnreachable("It is not connected."))
         self._last_call = number = self._last_call + 1
         answer: Deferred[T] = Deferred()
-        timer = self._network.clock.callLater(timeout_s, self._break, "no answer in time")
+        timer = self._clock.callLater(timeout_s, self._break, "no answer in time")
         self._calls[number] = (answer, timer)
 
         def arrived() -> None:
@@ -235,7 +243,7 @@ class Channel:
     def _connect(self) -> None:
         line = self._line = Line(self._network)
         patience_s = max(RECONNECT_S, 4 * self._network.max_delay_s)
-        self._retry = self._network.clock.callLater(patience_s, self._connect)
+        self._retry = self._clock.callLater(patience_s, self._connect)
 
         def connected(there: Node) -> None:
             if line is self._line and not self._closed:
@@ -266,7 +274,7 @@ class Channel:
         self._line = Line(self._network)
         self._cancel_retry()
         if not self._closed:
-            self._retry = self._network.clock.callLater(RECONNECT_S, self._connect)
+            self._retry = self._clock.callLater(RECONNECT_S, self._connect)
         calls, self._calls = self._calls, {}
         for answer, timer in calls.values():
             if timer.active():

@@ -1,0 +1,305 @@
+"""
+Disks: what is lost in a crash, what is slow, full or broken, and when.
+
+A host has one `HostDisk` for as long as nobody pulls it out; each process sees
+it through files of its own.  What the log says is durable is kept beside it
+(`Durable`), for whoever checks that it is.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from zope.interface import implementer
+
+from raftd.core.messages import Entry, HardState
+from raftd.errors import Fatal
+from raftd.interfaces import ILogStorage
+from raftd.storage.wal import Wal
+from raftd.storage.workers import Job
+from raftd.test.cores import check
+from raftd.test.simdisk import Inode, Operation, SimulatedDisk
+from raftd.test.simulation.world import ProcessClock, World
+
+LOG, SNAPSHOTS = "/log", "/snapshots"
+
+#: How long a job of the disk's takes, in seconds, when nothing is wrong.
+JOB_S = (0.0002, 0.002)
+
+
+class Crashed(BaseException):
+    """The process ends here, between two operations of its disk."""
+
+
+class HostDisk(SimulatedDisk):
+    """
+    The disk of a host, as one process sees it.
+
+    `crash_in`: the process crashes at the operation so many from now, or never.
+    `fails_flush`: the next flush of a segment of the log, or of a snapshot, fails.
+    `is_full`: no file grows.  `slowness`: how many times longer everything takes.
+    """
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.is_gone = False
+        self.crash_in: int | None = None
+        self.on_crash: Callable[[], None] = lambda: None
+        self.fails_flush = ""
+        #: When a flush of the log has failed.
+        self.failed_at: float | None = None
+        self.refused = 0
+        self.is_full = False
+        self.slowness = 1.0
+        self.before = self._before
+
+    def _before(self, operation: Operation) -> None:
+        if self.is_gone:
+            raise Crashed
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in < 0:
+                self.crash_in = None
+                self._break_off(operation)
+                self.on_crash()
+                raise Crashed
+        name, path = operation.name, operation.path
+        if name == "flush" and self.fails_flush and path.startswith(self.fails_flush):
+            self.fails_flush = ""
+            if path.endswith(".segment"):
+                self.failed_at = self._world.now
+            self.refused += 1
+            raise OSError(errno.EIO, "Input/output error")
+        if self.is_full and (name == "create" or (name == "write" and self._grows(operation))):
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def _grows(self, operation: Operation) -> bool:
+        end = operation.offset + len(operation.data)
+        return end > len(self.inode(operation.path).cache)
+
+    def _break_off(self, operation: Operation) -> None:
+        """A write is broken off anywhere."""
+        if operation.name == "write":
+            length = self._world.random.randrange(len(operation.data) + 1)
+            if length:
+                self.inode(operation.path).write(operation.data[:length], operation.offset)
+
+    def job_s(self) -> float:
+        """How long the next job takes."""
+        return self._world.random.uniform(*JOB_S) * self.slowness
+
+    def check_flushed(self) -> None:
+        """Nothing of the log's segments may wait in the cache."""
+        for name, node in self.folder(LOG).cache.items():
+            if name.endswith(".segment"):
+                assert isinstance(node, Inode)
+                check(not node.pending, f"{name} is said to be durable and was not flushed")
+
+    # -- what is left ----------------------------------------------------------
+
+    def after_kill(self) -> HostDisk:
+        """The process is gone; the system goes on, and with it its cache."""
+        self.is_gone = True
+        return self._successor(self)
+
+    def after_power_loss(self, random: Random) -> HostDisk:
+        """What was not flushed is lost, or not, sector by sector and name by name."""
+        self.is_gone = True
+        share = random.choice((0.0, 0.0, 0.5, 0.9, 1.0))
+        kept = {unit: random.random() < share for unit in self._ordered_units()}
+        return self._successor(self._survivor(kept))
+
+    def _ordered_units(self) -> list[tuple[int, int]]:
+        return self._units() if self.exists(LOG) else []
+
+    def _successor(self, left: SimulatedDisk) -> HostDisk:
+        new = HostDisk(self._world)
+        new.root = left.root
+        new.is_full, new.slowness = self.is_full, self.slowness
+        return new
+
+
+class DiskWorker:
+    """A thread of a process that works on the disk: one job at a time, each takes a while."""
+
+    def __init__(self, clock: ProcessClock, disk: HostDisk) -> None:
+        self._clock = clock
+        self._disk = disk
+        self._jobs: deque[Job | None] = deque()
+        self._is_busy = False
+
+    def do(self, job: Job) -> None:
+        if self._jobs and self._jobs[-1] == job:
+            return  # it takes all that there is; the same once more would find nothing
+        self._jobs.append(job)
+        self._begin()
+
+    def quit(self) -> None:
+        self._jobs.append(None)
+
+    def _begin(self) -> None:
+        if self._jobs and not self._is_busy and not self._clock.is_dead:
+            self._is_busy = True
+            self._clock.world.callLater(self._disk.job_s(), self._clock.enter, self._run)
+
+    def _run(self) -> None:
+        job = self._jobs.popleft()
+        self._is_busy = False
+        if job is not None:
+            try:
+                job()
+            except Crashed:
+                return
+            self._begin()
+
+
+# -- what the log has promised -----------------------------------------------------
+
+
+class _Write:
+    """One write of the log's, on its way to the disk."""
+
+    def __init__(
+        self,
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: tuple[int, int] | None,
+    ) -> None:
+        self.number = number
+        self.hard_state = hard_state
+        self.entries = list(entries)
+        self.base = base
+
+
+class Durable:
+    """
+    What the log of a host has said is durable, and what was on its way.
+
+    `holds` answers for this very moment: if the power went now, a restart
+    would find it.
+    """
+
+    def __init__(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        self.hard_state = hard_state
+        self.base_index = 0
+        self.base_term = 0
+        self.entries = list(entries)
+        self.pending: deque[_Write] = deque()
+
+    def write(self, write: _Write) -> None:
+        self.pending.append(write)
+
+    def persisted(self, number: int) -> None:
+        while self.pending and self.pending[0].number <= number:
+            write = self.pending.popleft()
+            if write.hard_state is not None:
+                self.hard_state = write.hard_state
+            if write.base is not None:
+                self.base_index, self.base_term = write.base
+                self.entries.clear()
+            if write.entries:
+                keep = write.entries[0].index - 1 - self.base_index
+                check(0 <= keep <= len(self.entries), "the log has no gap")
+                del self.entries[keep:]
+                self.entries += write.entries
+
+    def compacted(self, index: int) -> None:
+        """A snapshot holds what these entries have done."""
+        drop = index - self.base_index
+        if 0 < drop <= len(self.entries):
+            self.base_term = self.entries[drop - 1].term
+            del self.entries[:drop]
+            self.base_index = index
+
+    def holds(self, entry: Entry) -> bool:
+        position = entry.index - self.base_index - 1
+        if position < 0:
+            return True  # behind a snapshot, which was durable first
+        return position < len(self.entries) and self.entries[position] == entry
+
+    def recovered(self, log: Wal) -> None:
+        """What a restart has found: all that was durable, or what was to take its place."""
+        found, was = log.hard_state, self.hard_state
+        kept = found.term > was.term or (
+            found.term == was.term and was.voted_for in (0, found.voted_for)
+        )
+        check(kept, f"the disk has lost {was}, and has {found}")
+        intact = self._intact_until()
+        for entry in self.entries:
+            if log.base_index < entry.index <= intact:
+                position = entry.index - log.base_index - 1
+                there = position < len(log.entries) and log.entries[position] == entry
+                check(
+                    there, f"entry {entry.index} of term {entry.term} was durable and is lost"
+                )
+        self.hard_state = log.hard_state
+        self.base_index, self.base_term = log.base_index, log.base_term
+        self.entries = list(log.entries)
+        self.pending.clear()
+
+    def _intact_until(self) -> int:
+        """No write on its way cuts off anything up to here."""
+        last = self.base_index + len(self.entries)
+        for write in self.pending:
+            if write.base is not None:
+                return 0
+            if write.entries:
+                last = min(last, write.entries[0].index - 1)
+        return last
+
+
+@implementer(ILogStorage)
+class WatchedLog:
+    """The log that ships, and beside it what it has said."""
+
+    def __init__(self, log: Wal, durable: Durable, disk: HostDisk) -> None:
+        self._log = log
+        self._durable = durable
+        self._disk = disk
+        self.hard_state = log.hard_state
+        self.base_index, self.base_term = log.base_index, log.base_term
+        self.entries: Sequence[Entry] = log.entries
+        self.commit_index = log.commit_index
+
+    def start(
+        self,
+        persisted: Callable[[int], None],
+        failed: Callable[[Fatal], None],
+        space: Callable[[bool], None] | None = None,
+    ) -> None:
+        def noted(number: int) -> None:
+            check(self._disk.failed_at is None, "nothing is durable after a failed flush")
+            self._disk.check_flushed()
+            self._durable.persisted(number)
+            persisted(number)
+
+        self.entries = ()
+        self._log.start(noted, failed, space)
+
+    def write(
+        self,
+        number: int,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        base: tuple[int, int] | None = None,
+        commit_index: int = 0,
+    ) -> None:
+        self._durable.write(_Write(number, hard_state, entries, base))
+        self._log.write(number, hard_state, entries, base, commit_index)
+
+    def look_for_space(self) -> None:
+        self._log.look_for_space()
+
+    def compact(self, base_index: int) -> None:
+        self._durable.compacted(base_index)
+        self._log.compact(base_index)
+
+    def close(self) -> Any:
+        return self._log.close()
