@@ -82,7 +82,7 @@ class Member:
         self._process.wait(60)
 
     def request(self, method: str, path: str, value: object = None) -> Any:
-        connection = http.client.HTTPConnection("localhost", self.port, timeout=60)
+        connection = http.client.HTTPConnection("localhost", self.port, timeout=300)
         body = None if value is None else json.dumps(value)
         connection.request(method, path, body)
         answer = connection.getresponse()
@@ -160,7 +160,9 @@ class Writer:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self.longest_s = 0.0
+        self._longest_s = 0.0
+        #: When the one that is under way began.
+        self._began: float | None = None
         self.over = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -168,14 +170,21 @@ class Writer:
     def _run(self) -> None:
         connection = http.client.HTTPConnection("localhost", self._port)
         while not self.over:
-            began = time.perf_counter()
+            began = self._began = time.perf_counter()
             connection.request("PUT", "/db/writer", "w")
             answer = connection.getresponse()
             answer.read()
             assert answer.status < 300, answer.status
-            self.longest_s = max(self.longest_s, time.perf_counter() - began)
+            self._longest_s = max(self._longest_s, time.perf_counter() - began)
+            self._began = None
             time.sleep(PAUSE_BETWEEN_WRITES_S)
         connection.close()
+
+    def take_longest_s(self) -> float:
+        """The longest since the last call, the one under way included."""
+        longest_s, self._longest_s = self._longest_s, 0.0
+        began = self._began
+        return longest_s if began is None else max(longest_s, time.perf_counter() - began)
 
     def stop(self) -> None:
         self.over = True
@@ -217,7 +226,7 @@ class Bench:
     def phase(self, name: str, act: Callable[[], object]) -> float:
         for member in self.running:
             member.ask("report")
-        self.writer.longest_s = 0.0
+        self.writer.take_longest_s()
         began = time.perf_counter()
         act()
         took = time.perf_counter() - began
@@ -229,10 +238,9 @@ class Bench:
             for name in ("wall_ms", "cpu_ms", "collector_ms")
         }
         elections = max(report["term"] for report in reports) - self.term
-        assert reports[0]["role"] == "leader" or elections, reports
         print(
             f"{name:34} {took:7.2f} s {worst['wall_ms']:6.1f} ms {worst['cpu_ms']:6.1f} ms "
-            f"{worst['collector_ms']:6.1f} ms {self.writer.longest_s * 1e3:6.0f} ms "
+            f"{worst['collector_ms']:6.1f} ms {self.writer.take_longest_s() * 1e3:6.0f} ms "
             f"{elections:5}",
             flush=True,
         )

@@ -26,28 +26,31 @@ INTERVAL_S = 10.0
 #: A compaction by number waits until so much more than is to be kept is there,
 #: as a part of it, so that it is worth its entry in the log.
 SLACK = 0.1
-#: Revisions that are compacted with one entry: some tens of milliseconds, for
-#: which the entries behind it wait.
-PORTION_REVISIONS = 5_000
+#: What the revisions changed that are compacted with one entry, in keys, unless
+#: a single one has changed more: some ten milliseconds, for which the entries
+#: behind it wait.
+PORTION_KEYS = 2_000
 
 
 def compact_in_portions(
     propose: Callable[[Compact, Done[Result]], None],
-    compacted_revision: int,
+    portion_end: Callable[[int], int],
     revision: int,
     finish: Callable[[], None],
     done: Done[Result],
 ) -> None:
     """
-    Compact from `compacted_revision` nearly to `revision`, which must be there:
-    one portion after the other, so that no write waits for long; then `finish`,
-    to compact the rest.  If a portion comes to nothing, `done` is told why.
+    Compact nearly to `revision`, which must be there, one portion after the
+    other, so that no write waits for long; then `finish`, to compact the rest.
+    If a portion comes to nothing, `done` is told why.
+
+    `portion_end` is the end of the portion behind a revision, 0 for the first.
     """
-    reached = compacted_revision
+    reached = 0
 
     def next_portion() -> None:
         nonlocal reached
-        reached += PORTION_REVISIONS
+        reached = portion_end(reached)
         if reached >= revision:
             finish()
         else:

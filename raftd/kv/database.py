@@ -16,7 +16,7 @@ from raftd.errors import OutcomeUnknown, ProtocolViolation, RaftdError
 from raftd.idempotency import Idempotency
 from raftd.interfaces import Done, INode
 from raftd.kv.backup import Backup
-from raftd.kv.compactor import compact_in_portions
+from raftd.kv.compactor import PORTION_KEYS, compact_in_portions
 from raftd.kv.interfaces import (
     LOCAL,
     DigestStatus,
@@ -102,7 +102,7 @@ class Database:
         elif isinstance(operation, Compact) and operation.revision <= self.revision:
             compact_in_portions(
                 self._propose,
-                self.compacted_revision,
+                partial(self._store.portion_end, PORTION_KEYS),
                 operation.revision,
                 partial(self._propose, operation, done, retry),
                 done,

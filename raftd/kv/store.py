@@ -21,7 +21,7 @@ from zope.interface import implementer
 from raftd.core.messages import Command
 from raftd.interfaces import IStateMachine
 from raftd.kv.execution import Execution
-from raftd.kv.history import ChangedKeys
+from raftd.kv.history import ChangedKeys, parts_of
 from raftd.kv.interfaces import Event
 from raftd.kv.operations import (
     Checkpoint,
@@ -165,6 +165,26 @@ class Store:
         at = self._versions.at
         record = at(key, revision) or tombstone(key, revision)
         return Event(record, at(key, revision - 1) if previous else None)
+
+    def portion_end(self, max_keys: int, after: int) -> int:
+        """
+        The last revision up to which those behind `after`, and behind the
+        compacted one, have changed `max_keys` keys at most; one more than
+        `after` at least.
+        """
+        end = max(after, self.compacted_revision, FIRST_REVISION) + 1
+        keys = 0
+        while end < self.revision:
+            # Of those up to `end`, and then of the next.
+            keys = keys or self._changes_of(end)
+            keys += self._changes_of(end + 1)
+            if keys > max_keys:
+                break
+            end += 1
+        return end
+
+    def _changes_of(self, revision: int) -> int:
+        return sum(map(len, parts_of(self._versions.history.at(revision))))
 
     def __len__(self) -> int:
         """How many keys there are."""

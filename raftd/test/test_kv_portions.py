@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import pairwise
 from typing import Any, cast
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Command, decode_command, encode_command
-from raftd.errors import Compacted, FutureRevision, NoQuorum, RaftdError
+from raftd.errors import Compacted, FutureRevision, NoQuorum
 from raftd.idempotency import Idempotency
 from raftd.interfaces import Done, INode
-from raftd.kv.compactor import INTERVAL_S, PORTION_REVISIONS, Compactor
+from raftd.kv.compactor import INTERVAL_S, PORTION_KEYS, Compactor
 from raftd.kv.database import Database
-from raftd.kv.operations import Compact, Put, decode_operation, encode_operation
+from raftd.kv.operations import (
+    Compact,
+    DeleteRange,
+    Operation,
+    Put,
+    decode_operation,
+    encode_operation,
+)
 from raftd.kv.results import CompactResult
 from raftd.kv.store import Store
+from raftd.kv.versions import STEP_KEYS
 from raftd.kv.watches import WatchHub
 
 KEY = b"k" * 32
@@ -57,7 +66,7 @@ class Node:
 
 
 class PortionTests(SynchronousTestCase):
-    REVISIONS = 2 * PORTION_REVISIONS + 500
+    REVISIONS = 2 * PORTION_KEYS + 500
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -75,9 +84,15 @@ class PortionTests(SynchronousTestCase):
 
     def write(self, count: int) -> None:
         for n in range(count):
-            put = encode_command(Command(encode_operation(Put(b"%d" % (n % 7), b"v"))))
-            self.node.propose(put, lambda outcome: None)
-            self.node.apply()
+            self.write_key(b"%d" % (n % 7))
+
+    def write_key(self, key: bytes) -> None:
+        self.change(Put(key, b"v"))
+
+    def change(self, operation: Operation) -> None:
+        command = encode_command(Command(encode_operation(operation)))
+        self.node.propose(command, lambda outcome: None)
+        self.node.apply()
 
     def compact(self, revision: int, retry: bytes = b"") -> None:
         self.database.change(Compact(revision), self.outcomes.append, retry)
@@ -90,11 +105,11 @@ class PortionTests(SynchronousTestCase):
         while self.node.proposed:
             self.assertEqual(len(self.node.proposed), 1)
             reached.append(self.node.compact_at(0).revision)
-            # Of 7 keys, so each step looks at no more than `STEP_KEYS` revisions.
-            self.assertLess(self.node.apply(), 2 * PORTION_REVISIONS / 512)
+            self.assertLess(self.node.apply(), 2 * PORTION_KEYS / STEP_KEYS)
             if self.node.proposed:
                 self.write_before()
-        self.assertEqual(reached, [PORTION_REVISIONS, 2 * PORTION_REVISIONS, target])
+        # The first revision is that of the empty store.
+        self.assertEqual(reached, [1 + PORTION_KEYS, 1 + 2 * PORTION_KEYS, target])
         self.assertEqual(self.outcomes, [CompactResult(target)])
         self.assertEqual(self.store.compacted_revision, target)
         self.assertEqual(self.store.revision, target + len(reached) - 1)
@@ -114,8 +129,8 @@ class PortionTests(SynchronousTestCase):
     def test_what_was_compacted_meanwhile_is_passed_over(self) -> None:
         self.write(self.REVISIONS)
         self.compact(self.store.revision)
-        self.node.proposed.pop()[1](Compacted("Somebody did.", PORTION_REVISIONS + 1))
-        self.assertEqual(self.node.compact_at(0), Compact(2 * PORTION_REVISIONS))
+        self.node.proposed.pop()[1](Compacted("Somebody did.", PORTION_KEYS + 1))
+        self.assertEqual(self.node.compact_at(0), Compact(1 + 2 * PORTION_KEYS))
         self.assertEqual(self.outcomes, [])
 
     def test_a_portion_that_comes_to_nothing_is_the_end(self) -> None:
@@ -153,9 +168,31 @@ class PortionTests(SynchronousTestCase):
             self.node.apply()
         self.assertEqual(self.store.compacted_revision, target)
 
-    def test_each_answer_is_one(self) -> None:
-        outcome: RaftdError = NoQuorum("Too few.")
-        self.write(3)
-        self.compact(2)
-        self.node.proposed.pop()[1](outcome)
-        self.assertEqual(self.outcomes, [outcome])
+    def test_53_revisions_with_many_keys_make_portions_of_few(self) -> None:
+        """Of revisions 2 to 5 each changes many keys, then one very many, then few."""
+        for count in (900, 900, 900, 900, 5 * PORTION_KEYS, 3, 3):
+            if count == 3:
+                self.write(count)
+                continue
+            for n in range(count):
+                # Keys are put, and go all at once.
+                self.write_key(b"%d" % n)
+            self.change(DeleteRange(b"\0", b"\0"))
+        ends = [0]
+        while ends[-1] < self.store.revision:
+            ends.append(self.store.portion_end(PORTION_KEYS, ends[-1]))
+        changed = [
+            sum(len(self.store.changed_keys(r)) for r in range(max(begin, 1) + 1, end + 1))
+            for begin, end in pairwise(ends)
+        ]
+        self.assertEqual(sum(changed), 2 * (4 * 900 + 5 * PORTION_KEYS) + 6)
+        for (begin, end), count in zip(pairwise(ends), changed, strict=True):
+            self.assertTrue(count <= PORTION_KEYS or end == begin + 1, (begin, end, count))
+        self.assertEqual(max(changed), 5 * PORTION_KEYS)
+        self.compact(self.store.revision)
+        portions = 0
+        while self.node.proposed:
+            self.node.apply()
+            portions += 1
+        self.assertEqual(portions, len(ends) - 1)
+        self.assertEqual(self.outcomes, [CompactResult(self.store.revision)])
