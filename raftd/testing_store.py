@@ -158,8 +158,12 @@ class StoreCluster(Cluster[Idempotency]):
         )
         return client
 
+    def start(self, coroutine: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+        """Begin a coroutine; what it comes to."""
+        return Deferred.fromCoroutine(coroutine)
+
     def run(
         self, coroutine: Coroutine[Deferred[Any], Any, T], timeout_s: float = PATIENCE_S
     ) -> T:
         """What a coroutine comes to, letting time pass until it does; its error is raised."""
-        return self.result(Deferred.fromCoroutine(coroutine), timeout_s)
+        return self.result(self.start(coroutine), timeout_s)

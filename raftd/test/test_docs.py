@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import raftd
 from raftd import ReplicaOptions
 from raftd.test.processes import PATIENCE_S, PYTHON, environment, free_ports
+from raftd.testing_store import StoreCluster
 
 DOCS = Path(raftd.__file__).parent.parent / "docs"
 MISSING = None if DOCS.is_dir() else "the pages are not installed"
@@ -114,6 +115,63 @@ class LibraryPageTests(TestCase):
         self.assertEqual(rows, [(field.name, str(field.default)) for field in fields])
 
 
+class ClientPageTests(SynchronousTestCase):
+    """The pages about the client, against a cluster in memory."""
+
+    skip = MISSING
+
+    def run_page(self, name: str, **namespace: Any) -> Page:
+        cluster = StoreCluster(3, seed=1)
+        cluster.await_leader()
+        page = Page(name)
+        page.namespace.update(client=cluster.client(), cluster=cluster, **namespace)
+        cluster.run(page.run(), 120)
+        self.assertTrue(page.is_over)
+        return page
+
+    def test_client(self) -> None:
+        page = self.run_page("client.md")
+        printed = [line for line in page.printed if line in page.expected]
+        self.assertEqual(printed, page.expected)
+        loops = [line for line in page.printed if line not in page.expected]
+        keys = ["users/ada", "users/ben", "users/cleo"]
+        colours = ["red", "green"]
+        self.assertEqual(
+            loops,
+            [f"b'{key}'" for key in keys] + [f"b'config/colour' b'{c}'" for c in colours],
+        )
+
+    def test_coordination(self) -> None:
+        stored: list[tuple[bytes, int]] = []
+
+        def store(data: bytes, token: int) -> Deferred[None]:
+            stored.append((data, token))
+            return succeed(None)
+
+        page = self.run_page(
+            "coordination.md", store=store, write_report=lambda: succeed("written")
+        )
+        self.assertEqual(page.printed, page.expected)
+        ((_, token),) = stored
+        protected = page.namespace["Protected"]()
+        protected.store(b"", token)
+        protected.store(b"", token + 1)
+        self.assertRaises(PermissionError, protected.store, b"", token)
+
+    def test_the_first_program(self) -> None:
+        """With a client that knows a cluster in memory, and its clock for a reactor."""
+        cluster = StoreCluster(1)
+        cluster.await_leader()
+        program = Page("client.md").programs["hello.py"].replace("task.react(main)", "")
+        namespace: dict[str, Any] = {"__name__": "hello"}
+        exec(compile(program, "hello.py", "exec"), namespace)
+        printed: list[str] = []
+        namespace["print"] = printed.append
+        namespace["Client"] = lambda reactor, servers: cluster.client()
+        cluster.run(namespace["main"](cluster.clock))
+        self.assertEqual(printed, ["hello"])
+
+
 class TestingPageTests(SynchronousTestCase):
     skip = MISSING
 
@@ -132,4 +190,4 @@ class TestingPageTests(SynchronousTestCase):
         result = unittest.TestResult()
         suite.run(result)
         self.assertEqual((result.errors, result.failures), ([], []))
-        self.assertEqual((len(functions), result.testsRun), (6, 1))
+        self.assertEqual((len(functions), result.testsRun), (8, 1))
