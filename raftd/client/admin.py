@@ -180,17 +180,7 @@ class Admin:
     async def _snapshot(
         self, server: str, begin: Callable[[int], None], write: Callable[[bytes], None]
     ) -> None:
-        asked = self._requester.open(server, "GET", "/snapshot", {})
-        timer = self._client.reactor.callLater(SILENCE_S, asked.cancel)
-        try:
-            response = await asked
-        except CancelledError:
-            if timer.active():
-                raise  # by the caller, not by the timer
-            raise Unreachable(f"{server} takes too long.") from None
-        finally:
-            if timer.active():
-                timer.cancel()
+        response = await self._opened(server)
         if response.code != 200:
             pieces: list[bytes] = []
             await self._body(server, response, pieces.append)
@@ -198,6 +188,28 @@ class Admin:
         revision = response.headers.getRawHeaders("Raftd-Revision", ["0"])[0]
         begin(int(revision))
         await self._body(server, response, write)
+
+    def _opened(self, server: str) -> Deferred[IResponse]:
+        """The answer's beginning; cancelled, it is `CancelledError`, whatever was under way."""
+
+        def give_up(reason: Exception) -> None:
+            if not opened.called:
+                opened.errback(reason)
+            asked.cancel()
+
+        def came(result: Any) -> None:
+            if timer.active():
+                timer.cancel()
+            if not opened.called:
+                opened.callback(result)
+
+        opened: Deferred[IResponse] = Deferred(lambda _: give_up(CancelledError()))
+        asked = self._requester.open(server, "GET", "/snapshot", {})
+        timer = self._client.reactor.callLater(
+            SILENCE_S, give_up, Unreachable(f"{server} takes too long.")
+        )
+        asked.addBoth(came)
+        return opened
 
     async def _body(
         self, server: str, response: IResponse, write: Callable[[bytes], None]

@@ -524,6 +524,12 @@ def _backups(commands: Any) -> None:
     restore.add_argument(
         "--to", metavar="DIR", help="its data directory, a new or an empty one"
     )
+    restore.add_argument(
+        "--ahead",
+        metavar="N",
+        type=revision,
+        help="move its revisions on by so many, beyond those that clients have seen",
+    )
     restore.add_argument("--start", action="store_true", help="start it, here and now")
 
 

@@ -259,6 +259,8 @@ async def restore(context: Context) -> int:
         raise Usage(str(e)) from None
     path = os.path.abspath(arguments.file)
     command = ["raftd", "--data-dir", directory, "--name", name, "--init", "--restore", path]
+    if arguments.ahead is not None:
+        command += ["--restore-ahead", str(arguments.ahead)]
     if arguments.start:
         try:
             os.makedirs(directory, exist_ok=True)

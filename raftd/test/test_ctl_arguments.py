@@ -223,7 +223,7 @@ class Completion(SynchronousTestCase):
         self.root = tree_of(make_parser())
 
     def file(self, shell: str) -> str:
-        path = self.mktemp()
+        path: str = self.mktemp()
         Path(path).write_text(script(shell, self.root), encoding="utf-8")
         return path
 

@@ -347,6 +347,30 @@ class Commands(CtlProcessCase):
         self.assertEqual(self.leases(), [])
 
 
+class Restores(CtlProcessCase):
+    def test_a_new_cluster_has_what_was_saved(self) -> None:
+        for i in range(3):
+            self.put("key", b"value %d" % i)
+        path = os.path.abspath(self.mktemp())
+        self.assertEqual(self.run_ctl("snapshot", "save", path).returncode, 0)
+        self.node.stop()
+        (port,) = free_ports(1)
+        name, directory = f"localhost:{port}", os.path.abspath(self.mktemp())
+        self.begin(
+            "restore", path, "--to", directory, "--name", name, "--ahead", "1000", "--start"
+        )
+        log = Path(directory, "raftd.log")
+        wait_until(lambda: log.exists() and "leader is" in log.read_text(), "a leader")
+        done = self.run_ctl("get", "key", "--data-dir", directory, "-o", "json")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        record = json.loads(done.stdout)
+        self.assertEqual(record["value"], "value 2")
+        self.assertGreater(json.loads(self.put_at(directory))["revision"], 1000)
+
+    def put_at(self, directory: str) -> bytes:
+        return self.run_ctl("put", "key", "v", "--data-dir", directory, "-o", "json").stdout
+
+
 class Members(ClusterProcessCase):
     def test_a_cluster_is_looked_after(self) -> None:
         nodes = self.start_cluster(2)
