@@ -2,10 +2,10 @@
 Streams of bytes in memory, for `raftd.testing_store`: TCP as protocols of
 Twisted see it, over the network of `raftd.memory_network`.
 
-Bytes come in order, in the pieces in which they were written.  Who does not
-read is sent no more than `WINDOW_BYTES`; who writes more than is taken is told
-to pause.  What a partition has swallowed never comes, and nothing behind it:
-whoever waits for it must have a time limit, as with TCP.
+Bytes come in order, in the pieces in which they were written, or in smaller
+ones.  Who does not read is sent no more than `WINDOW_BYTES`; who writes more
+than is taken is told to pause.  What a partition has swallowed never comes,
+and nothing behind it: whoever waits for it must have a time limit, as with TCP.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from zope.interface import implementer
 from raftd.core.messages import MemberId
 from raftd.memory_network import Line, Network
 
-#: Bytes that are on their way, or wait for a reader, at most, but for one piece.
+#: Bytes that come together, at most.
+SEGMENT_BYTES = 16 * 1024
+#: Bytes that are on their way, or wait for a reader, at most, but for one segment.
 WINDOW_BYTES = 64 * 1024
 #: Bytes that wait for the window; with more, the producer is paused.
 BUFFER_BYTES = 64 * 1024
@@ -131,7 +133,10 @@ class End:
         """See `ITransport`."""
         if not self.connected or self._is_leaving or not data:
             return
-        self._out.append(bytes(data))
+        self._out.extend(
+            bytes(data[begin : begin + SEGMENT_BYTES])
+            for begin in range(0, len(data), SEGMENT_BYTES)
+        )
         self._out_bytes += len(data)
         self._push()
         if self._out_bytes > BUFFER_BYTES and not self._producer_paused:
