@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: -"):
+            message += "; a key or a value that begins with - stands behind --"
         raise UsageError(f"{message.rstrip('.')}.", self.prog)
 
 

@@ -167,7 +167,7 @@ def _problems(member: dict[str, Any], answer: dict[str, Any] | str) -> list[str]
     return problems
 
 
-_TITLES = ("name", "role", "term", "commit", "applied", "revision", "keys", "size")
+_TITLES = ("name", "role", "term", "applied", "revision", "keys", "size")
 
 
 def _table(output: Output, found: Sequence[dict[str, Any]]) -> None:
@@ -179,10 +179,7 @@ def _table(output: Output, found: Sequence[dict[str, Any]]) -> None:
             member["name"],
             Cell(role, _ROLE_STYLES.get(role, "yellow")),
         ]
-        row += [
-            said.get(field, "")
-            for field in ("term", "commit_index", "applied_index", "revision", "keys")
-        ]
+        row += [said.get(field, "") for field in ("term", "applied_index", "revision", "keys")]
         row.append(size(said["size_bytes"]) if said else "")
         row.append(Cell("; ".join(member["problems"]), "red"))
         rows.append(row)

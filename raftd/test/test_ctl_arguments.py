@@ -85,6 +85,11 @@ class Arguments(SynchronousTestCase):
         ):
             self.refused(*typed)
 
+    def test_it_says_how_to_type_what_begins_with_a_dash(self) -> None:
+        self.assertIn("behind --", self.refused("put", "k", "-x"))
+        self.assertEqual(parse(["put", "k", "--", "-x"]).value, "-x")
+        self.assertEqual(parse(["put", "k", "-"]).value, "-")
+
     def test_every_command_is_there(self) -> None:
         root = tree_of(make_parser())
         self.assertEqual(
