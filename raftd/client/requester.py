@@ -312,7 +312,8 @@ class Requester:
                 return answer
             self.avoid(server)
             tried.count += 1
-            await self._pause(tried.count, deadline)
+            if not self._is_closed:
+                await self._pause(tried.count, deadline)
 
     @staticmethod
     def _last_begin(

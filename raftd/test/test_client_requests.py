@@ -342,6 +342,16 @@ class CloseTests(ClientCase):
         self.last(5)
         self.assertQuiet()
 
+    def test_it_ends_at_once_whichever_server_was_asked(self) -> None:
+        for asked_before in range(len(SERVERS)):
+            self.setUp()
+            put = self.client.put("k", b"v")
+            for count in range(1, asked_before + 1):
+                self.last(count).fail(ConnectionRefusedError())
+            self.successResultOf(self.client.close())
+            self.failureResultOf(put, OutcomeUnknown)
+            self.assertQuiet()
+
     def test_as_a_context_manager(self) -> None:
         @deferred
         async def use() -> None:
