@@ -2,8 +2,8 @@
 Short pauses of Python's garbage collector, however much there is in memory.
 
 A full collection looks at every container, and at all that is in each: at every
-key of a store, and for a million of them that keeps the reactor for a tenth of a
-second or longer.  What has once been frozen (`gc.freeze`) is never looked at
+key of a store, and for a million of them that keeps the reactor for forty
+milliseconds or longer.  What has once been frozen (`gc.freeze`) is never looked at
 again.  So the process lets Python collect only what is young by itself; the
 rest is looked at here, often, and frozen as soon as that takes noticeably long.
 
