@@ -95,12 +95,12 @@ class Admin:
     @deferred
     async def remove(self, name: str, *, force: bool = False) -> list[ClusterMember]:
         """Remove a member."""
-        answer = await self._requester.write("DELETE", _member(name), _force(force))
+        answer = await self._requester.write("DELETE", _member(name), _force(force), once=True)
         return self._read_members(answer)
 
     async def _patch(self, name: str, body: object, force: bool) -> list[ClusterMember]:
         answer = await self._requester.write(
-            "PATCH", _member(name), _force(force), body=_encode(body)
+            "PATCH", _member(name), _force(force), body=_encode(body), once=True
         )
         return self._read_members(answer)
 
@@ -114,7 +114,9 @@ class Admin:
         server that was asked does not know yet.  `TransferFailed`.
         """
         body = _encode({"to": to} if to else {})
-        leader = self._fields(await self._requester.write("POST", "/leader", body=body))
+        # Asked again, it would hand over once more, unless it is said to whom.
+        answer = await self._requester.write("POST", "/leader", body=body, once=not to)
+        leader = self._fields(answer)
         name: str | None = leader["leader"]
         return name
 

@@ -26,7 +26,13 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from raftd.client.errors import NotFound, strange
 from raftd.client.leases import KEEP_ALIVES_PER_TTL, Lease, lasting_s, read_ttl
-from raftd.client.requester import ATTEMPT_TIMEOUT_S, Answer, Requester, key_path
+from raftd.client.requester import (
+    ATTEMPT_TIMEOUT_S,
+    MAX_AT_ONCE,
+    Answer,
+    Requester,
+    key_path,
+)
 from raftd.client.transactions import Compare, Operation, as_fields
 from raftd.client.values import (
     Deleted,
@@ -46,8 +52,6 @@ from raftd.clock import warn_unless_monotonic
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Connections to one server that are kept open while nothing is asked.
-MAX_IDLE_CONNECTIONS = 16
 #: How long a connection may take to be made, in seconds.
 CONNECT_TIMEOUT_S = 2.0
 #: How long it is kept while nothing is asked: for less than servers do, so that
@@ -106,7 +110,7 @@ class Client:
         self._pool: HTTPConnectionPool | None = None
         if agent is None:
             self._pool = pool = HTTPConnectionPool(reactor)
-            pool.maxPersistentPerHost = MAX_IDLE_CONNECTIONS
+            pool.maxPersistentPerHost = MAX_AT_ONCE
             pool.cachedConnectionTimeout = IDLE_S  # type: ignore[assignment]
             # What it would try again by itself, a DELETE for one, may have happened.
             pool.retryAutomatically = False

@@ -27,7 +27,7 @@ from uuid import uuid4
 
 import msgspec
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
@@ -48,7 +48,7 @@ from twisted.web.iweb import IResponse
 from raftd.client.bodies import Bytes, TooLong, collect
 from raftd.client.errors import Unreachable, error_of
 from raftd.clock import monotonic_seconds
-from raftd.errors import DidNotHappen, OutcomeUnknown, RaftdError, Stopped
+from raftd.errors import DidNotHappen, OutcomeUnknown, Overloaded, RaftdError, Stopped
 
 #: The longest pause before all servers are asked once more, in seconds; the
 #: first is the shortest, and each is up to twice as long as the one before.
@@ -60,6 +60,10 @@ ATTEMPT_TIMEOUT_S = 6.0
 #: The longest that a request may be tried in all: well within the hour for
 #: which servers keep idempotency keys.
 MAX_TIMEOUT_S = 1800.0
+#: Requests that are under way at once, each with a connection; further ones
+#: wait, up to so many.  Keep-alives and watches are not among them.
+MAX_AT_ONCE = 128
+MAX_QUEUED = 100_000
 #: The longest answer that is read, in bytes: a page of a listing is the longest.
 MAX_ANSWER_BYTES = 64 << 20
 
@@ -112,8 +116,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 class _Request(msgspec.Struct, frozen=True):
     """
-    What is asked.  `is_change`: it must not be carried out twice.
-    `attempt_s`: how long a server may be silent.
+    What is asked.  `is_change`: it must not be carried out twice; `is_once`:
+    servers cannot see to that, so that it is not sent again after an attempt
+    that may have been carried out.  `attempt_s`: how long a server may be silent.
     """
 
     method: str
@@ -121,6 +126,7 @@ class _Request(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
     is_change: bool
+    is_once: bool = False
     attempt_s: float = ATTEMPT_TIMEOUT_S
 
 
@@ -190,6 +196,7 @@ class Requester:
         self._servers = list(servers)
         self._current = 0
         self._http = HTTPClient(agent, data_to_body_producer=Bytes)
+        self._slots = DeferredSemaphore(MAX_AT_ONCE)
         self._is_closed = False
         #: What requests under way are waiting for.
         self._waiting: dict[Deferred[Any], None] = {}
@@ -225,7 +232,7 @@ class Requester:
     async def read(self, path: str, parameters: Parameters = ()) -> Answer:
         """A GET; `DidNotHappen` if no server could answer it in time."""
         request = _Request("GET", path + query(parameters), {}, b"", False)
-        return await self._settle(request, self.timeout_s)
+        return await self._in_turn(request)
 
     async def write(
         self,
@@ -236,17 +243,19 @@ class Requester:
         body: bytes = b"",
         *,
         idempotency_key: str | None = None,
+        once: bool = False,
     ) -> Answer:
         """
         A request that changes something, carried out at most once.
 
         `DidNotHappen` if it certainly was not, `OutcomeUnknown` if nobody
-        could say in time.
+        could say in time.  `once` is for what takes no idempotency key: then
+        nobody can say already when one attempt has broken off.
         """
         key = uuid4().hex if idempotency_key is None else idempotency_key
         sent = {**(headers or {}), "Idempotency-Key": key}
-        request = _Request(method, path + query(parameters), sent, body, True)
-        return await self._settle(request, self.timeout_s)
+        request = _Request(method, path + query(parameters), sent, body, True, once)
+        return await self._in_turn(request)
 
     async def ask(
         self,
@@ -262,7 +271,7 @@ class Requester:
 
         `attempt_s` is how long one server may be silent.
         """
-        request = _Request(method, path, {}, body, False, attempt_s)
+        request = _Request(method, path, {}, body, False, attempt_s=attempt_s)
         return await self._settle(request, self.timeout_s if timeout_s is None else timeout_s)
 
     async def probe(self, server: str, max_staleness_s: float) -> bool:
@@ -295,6 +304,35 @@ class Requester:
 
     # -- attempts ------------------------------------------------------------------
 
+    async def _in_turn(self, request: _Request) -> Answer:
+        """As `_settle`, when there are not too many others."""
+        begun = self.seconds()
+        await self._acquire()
+        try:
+            return await self._settle(request, begun + self.timeout_s - self.seconds())
+        finally:
+            self._slots.release()
+
+    async def _acquire(self) -> None:
+        acquiring: Deferred[Any] = self._slots.acquire()
+        if acquiring.called:
+            return
+        is_too_late = len(self._slots.waiting) > MAX_QUEUED
+        timer = self.clock.callLater(0 if is_too_late else self.timeout_s, acquiring.cancel)
+        self._waiting[acquiring] = None
+        try:
+            await acquiring
+        except CancelledError:
+            if self._is_closed:
+                raise Stopped("The client is closed.") from None
+            if timer.active():
+                raise
+            raise Overloaded("This client has too many requests under way.") from None
+        finally:
+            self._waiting.pop(acquiring, None)
+            if timer.active():
+                timer.cancel()
+
     async def _settle(self, request: _Request, timeout_s: float) -> Answer:
         begun = self.seconds()
         deadline = begun + timeout_s
@@ -303,6 +341,8 @@ class Requester:
             if self._is_closed:
                 tried.answered = Stopped("The client is closed.")
                 tried.give_up(request.is_change, "before the client was closed")
+            if request.is_once and tried.may_have_happened:
+                tried.give_up(True, "without asking for it twice")
             if self.seconds() >= self._last_begin(request, tried, deadline, timeout_s):
                 elapsed_s = self.seconds() - begun
                 tried.give_up(request.is_change, f"within {elapsed_s:.1f} seconds")

@@ -20,12 +20,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
 
-from raftd.client import Client, NotFound, PreconditionFailed, Unreachable
+from raftd.client import Client, NotFound, PreconditionFailed, Unreachable, requester
 from raftd.client.client import deferred
 from raftd.client.errors import error_of
 from raftd.client.requester import (
     ATTEMPT_TIMEOUT_S,
     MAX_ANSWER_BYTES,
+    MAX_AT_ONCE,
     MAX_PAUSE_S,
     key_path,
     query,
@@ -42,6 +43,7 @@ from raftd.errors import (
     NoQuorum,
     NoSpace,
     OutcomeUnknown,
+    Overloaded,
     RaftdError,
     Stopped,
     TooLarge,
@@ -240,6 +242,77 @@ class WriteTests(ClientCase):
         put = self.put()
         self.last(1).answer(307, b"", Location="http://elsewhere:1/db/k")
         self.failureResultOf(put, BadRequest)
+
+    def test_what_takes_no_key_is_not_sent_again_when_it_may_have_happened(self) -> None:
+        def ask() -> Deferred[Any]:
+            return Deferred.fromCoroutine(
+                self.client.requester.write("DELETE", "/members/n1", once=True)
+            )
+
+        asking = ask()
+        self.last(1).fail(ConnectionRefusedError())
+        self.last(2).refuse(503, "no_leader")
+        self.last(3).fail(LOST)
+        self.advance(MAX_PAUSE_S)
+        self.failureResultOf(asking, OutcomeUnknown)
+        self.last(3)
+        asking = ask()
+        self.last(4).refuse(504, "outcome_unknown")
+        self.failureResultOf(asking, OutcomeUnknown)
+        self.assertQuiet()
+
+
+class BoundTests(ClientCase):
+    def test_so_many_at_once_and_the_rest_in_turn(self) -> None:
+        done: list[bytes] = []
+        keys = [b"%d" % i for i in range(MAX_AT_ONCE + 3)]
+        for key in keys:
+            asking: Deferred[Any] = self.client.put(key, b"")
+            asking.addCallback(lambda _, key: done.append(key), key)
+        self.assertEqual(len(self.agent.asked), MAX_AT_ONCE)
+        asked = 0
+        while asked < len(self.agent.asked):
+            self.agent.asked[asked].answer(200, WRITTEN)
+            asked += 1
+        self.assertEqual(done, keys)
+        self.assertQuiet()
+
+    def busy(self) -> None:
+        for _ in range(MAX_AT_ONCE):
+            self.client.put("busy", b"").addErrback(lambda _: None)
+
+    def test_waiting_for_a_turn_takes_no_longer_than_a_request(self) -> None:
+        self.busy()
+        self.advance(5.0)
+        waiting, cancelled = self.client.put("k", b""), self.client.put("k", b"")
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.advance(5.0)
+        # Its turn came, and what was left of its time is not enough to be sure.
+        self.assertEqual(len([a for a in self.agent.asked if a.target == "/db/k"]), 1)
+        self.advance(5.0)
+        self.failureResultOf(waiting, OutcomeUnknown)
+        self.assertEqual(self.clock.seconds(), 15.0)
+        self.assertQuiet()
+
+    def test_one_whose_turn_never_comes(self) -> None:
+        self.patch(requester, "MAX_QUEUED", 1)
+        self.busy()
+        first, second = self.client.get("k"), self.client.get("k")
+        self.clock.advance(0)
+        self.failureResultOf(second, Overloaded)
+        self.successResultOf(self.client.close())
+        self.failureResultOf(first, Stopped)
+        self.assertQuiet()
+
+    def test_leases_need_not_wait(self) -> None:
+        lease = self.client.lease(3.0)
+        self.last(1).answer(201, {"id": "00000000000000ff", "ttl": 3})
+        kept = self.successResultOf(lease)
+        self.busy()
+        self.advance(1.0)
+        self.assertTrue(self.agent.asked[-1].target.endswith("/keepalive"))
+        kept.close()
 
 
 class BodyTests(ClientCase):
