@@ -329,9 +329,12 @@ class Bench:
     def restart(self) -> None:
         fourth = self.running.pop()
         fourth.stop()
+        began = time.perf_counter()
         fourth.start()
         self.running.append(fourth)
+        self.await_all()
         self.row("restart to serving", f"{fourth.serving_s:.2f} s")
+        self.row("and to having applied everything", f"{time.perf_counter() - began:.2f} s")
         report = fourth.ask("report")
         grown = report["rss"] - self.empty_rss
         self.row("memory then", f"{grown / report['keys']:.0f} bytes a key")

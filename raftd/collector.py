@@ -22,8 +22,8 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 #: How often it is looked at, in seconds: a store that is restored has some ten
-#: thousand new keys by then, a store that is written to a few thousand.
-INTERVAL_S = 0.1
+#: thousand new keys by then, a store that is written to a few hundred.
+INTERVAL_S = 0.05
 #: What a look may take, in seconds; after one that took longer everything is frozen.
 COLLECTION_S = 0.001
 #: A look that comes so much too late, in seconds, only freezes: whatever kept the
