@@ -3,6 +3,7 @@ Runs tests in a process of its own, against whatever copy of raftd it finds.
 
     python -m raftd.test.defects.child tests NAME...    # modules, or single tests
     python -m raftd.test.defects.child seeds COUNT
+    python -m raftd.test.defects.child simulation COUNT
 
 The last line of its output is a `Verdict` as JSON.
 """
@@ -92,8 +93,24 @@ def run_seeds(count: int) -> Verdict:
     return Verdict(count)
 
 
+def run_simulation(count: int) -> Verdict:
+    """Simulate whole clusters with the first seeds, to the first violation."""
+    from raftd.test.simulation.run import run_seed
+
+    for seed in range(1, count + 1):
+        why = run_seed(seed).violation
+        if why:
+            return Verdict(seed, str(seed), why, bool(_SLIP.search(why)))
+    return Verdict(count)
+
+
 def main(what: str, *arguments: str) -> None:
-    verdict = run_tests(arguments) if what == "tests" else run_seeds(int(arguments[0]))
+    if what == "tests":
+        verdict = run_tests(arguments)
+    elif what == "seeds":
+        verdict = run_seeds(int(arguments[0]))
+    else:
+        verdict = run_simulation(int(arguments[0]))
     print()
     print(msgspec.json.encode(verdict).decode())
 

@@ -117,6 +117,9 @@ class Garden:
     def run_seeds(self, count: int) -> Verdict:
         return self._run(PATIENCE_S, "seeds", str(count))
 
+    def run_simulation(self, count: int) -> Verdict:
+        return self._run(PATIENCE_S, "simulation", str(count))
+
     def _run(self, patience_s: float, *arguments: str) -> Verdict:
         child = subprocess.Popen(
             [sys.executable, "-m", "raftd.test.defects.child", *arguments],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raftd.test.defects.defect import Defect
 
 HUB, STREAM, STORE = "kv/watches.py", "web/watch.py", "kv/store.py"
+CLIENT = "client/watching.py"
 
 WATCHES = (
     # -- lost --------------------------------------------------------------------
@@ -229,6 +230,30 @@ WATCHES = (
         "database.get(selection.key or spans.FIRST_KEY, LINEARIZABLE, done)",
         "done(None)",
     ),
+    Defect(
+        54,
+        "client-begins-anew",
+        "A client whose connection broke does not say how far it has come.",
+        CLIENT,
+        "        if self._last_id:\n            headers",
+        "        if self._last_id < 0:\n            headers",
+    ),
+    Defect(
+        54,
+        "client-resumes-too-far",
+        "A client whose connection broke says that it has seen what comes next.",
+        CLIENT,
+        '["Last-Event-ID"] = str(self._last_id)',
+        '["Last-Event-ID"] = str(self._last_id + 1)',
+    ),
+    Defect(
+        54,
+        "client-tells-twice",
+        "A client tells its reader again what comes again.",
+        CLIENT,
+        "        if event.data and is_new:\n",
+        "        if event.data:\n",
+    ),
     # -- not told "compacted" ----------------------------------------------------------
     Defect(
         54,
@@ -359,6 +384,22 @@ WATCHES = (
         "A client that is cut off in the middle of a revision takes that for complete.",
         STREAM,
         "            elif self._is_open:\n                self._abort()\n",
+        "",
+    ),
+    Defect(
+        55,
+        "client-keeps-what-nobody-reads",
+        "A client keeps for its reader whatever comes.",
+        CLIENT,
+        "            self._stream.pause()\n",
+        "",
+    ),
+    Defect(
+        55,
+        "client-counts-no-bytes",
+        "A client counts what waits for its reader, however large that is.",
+        CLIENT,
+        "            or self._waiting_bytes * part >= MAX_WAITING_BYTES\n",
         "",
     ),
     Defect(
