@@ -403,9 +403,11 @@ class Node:
         self._wake()
 
     def _look_for_space(self) -> None:
-        self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
+        if self._space_timer is None:  # else it was full a moment ago as well
+            self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
 
     def _space_due(self) -> None:
+        self._space_timer = None
         if not self._has_space:
             self._look_for_space()
             self._storage.look_for_space()

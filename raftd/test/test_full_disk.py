@@ -340,6 +340,30 @@ class ClusterTests(ClusterTestCase):
         self.assertEqual([a.outcome for a in answers], [b"%d" % i for i in range(1, 11)])
         self.assertEqual(cluster.fatal, {})
 
+    def test_48_full_again_within_a_moment(self) -> None:
+        """One timer looks for room, and none when the node has stopped."""
+        cluster = Cluster(1, Journal)
+        name = cluster.await_leader()
+        for _ in range(3):
+            self.fill(cluster, name)
+            cluster.advance(SPACE_RETRY_S / 8)
+            self.make_room(cluster, name)
+            cluster.logs[name].look_for_space()
+        self.fill(cluster, name)
+        looked = 0
+
+        def look() -> None:
+            nonlocal looked
+            looked += 1
+
+        self.patch(cluster.logs[name], "look_for_space", look)
+        cluster.advance(10 * SPACE_RETRY_S)
+        self.assertIn(looked, (9, 10))
+        stopped = cluster.nodes[name].stop()
+        cluster.advance(1.0)
+        self.successResultOf(stopped)
+        self.assertEqual(cluster.clock.getDelayedCalls(), [])
+
     def test_48_membership_changes_go_on(self) -> None:
         """So that a member can be removed whose disk stays full."""
         cluster = Cluster(3, Journal)
