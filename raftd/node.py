@@ -44,6 +44,7 @@ from raftd.errors import (
     NoQuorum,
     NoSpace,
     NotLeader,
+    Overloaded,
     ProtocolViolation,
     RaftdError,
     Removed,
@@ -79,6 +80,10 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 #: How long a member that was removed goes on, and the others stay connected to
 #: it, for the answers that it owes.
 FAREWELL_S = 0.5
+
+#: Requests of other members that may wait for their answers.  Those that wait
+#: for a disk that hangs or is full are asked again and again meanwhile.
+MAX_ANSWERS_OWED = 1024
 
 #: How often it is tried, while the disk is full, whether there is room again.
 SPACE_RETRY_S = 2.0
@@ -574,6 +579,8 @@ class Node:
         """See `INodeRPC.receive`."""
         if not self._running:
             return fail(Stopped("This node is not running."))
+        if len(self._answers) >= MAX_ANSWERS_OWED:
+            return fail(Overloaded("This node owes too many answers already. Try again."))
         self._last_request_id += 1
         request_id = self._last_request_id
         try:
