@@ -47,8 +47,8 @@ SLICE_S = 0.001
 MAX_PENDING_BYTES = 4 << 20
 #: How long it pauses.
 PAUSE_S = 0.005
-#: How often a snapshot is sent again from the beginning before it is given up,
-#: until the member shows a sign of life again.
+#: How often a snapshot is sent again from the beginning before it is given up
+#: for a while.
 MAX_RESTARTS = 3
 
 
@@ -96,6 +96,8 @@ class Snapshotter:
         self._to_restore: ISnapshotReader | None = None
         self._restoring: ISnapshotReader | None = None
         self._sending: set[MemberId] = set()
+        #: Why the last one that was sent here could not be kept, as it was logged.
+        self._not_kept = ""
         self._stopped = False
 
     def stop(self) -> Deferred[None]:
@@ -197,34 +199,39 @@ class Snapshotter:
         term = self._raft.term
         reader = self._store.open()
         index = reader.metadata.last_included_index
+        installed: bool | None = None
         try:
             installed = await self._send_pieces(member_id, peer, reader, term)
         except Fatal:
             raise
         except RaftdError as e:
             self._log.info("Sending a snapshot was broken off: {reason}", reason=str(e))
-            installed = False
         finally:
             reader.close()
             self._sending.discard(member_id)
         if self._stopped:
             return
-        if installed:
+        if installed is None:
+            self._raft.unreachable(member_id)
+        elif installed:
             self._raft.snapshot_installed(member_id, term, index)
         else:
-            self._raft.unreachable(member_id)
+            self._raft.snapshot_refused(member_id, self._clock.seconds())
         self._wake()
 
     async def _send_pieces(
         self, member_id: MemberId, peer: IPeer, reader: ISnapshotReader, term: int
-    ) -> bool:
-        """Piece by piece, from where the receiver wants to go on; whether it has all."""
+    ) -> bool | None:
+        """
+        Piece by piece, from where the receiver wants to go on; whether it has
+        all.  None if that is not known: this node does not lead any more.
+        """
         offset = restarts = 0
         metadata = reader.metadata
         while restarts <= MAX_RESTARTS:
             data = await reader.read(offset, MAX_SNAPSHOT_PIECE_BYTES)
             if not self._leads_in(term):
-                return False
+                return None
             response = await peer.send(
                 InstallSnapshot(
                     term,
@@ -237,10 +244,12 @@ class Snapshotter:
             )
             assert isinstance(response, InstallSnapshotResponse)
             if not self._leads_in(term):
-                return False
+                return None
             self._raft.receive_response(member_id, response, self._clock.seconds())
-            if response.installed or response.term != term:
-                return response.term == term
+            if response.term != term:
+                return None
+            if response.installed:
+                return True
             restarts += response.next_offset <= offset
             offset = min(response.next_offset, reader.size)
         return False
@@ -273,13 +282,16 @@ class Snapshotter:
         except StorageFailed as e:
             # The log is sound, and space may come back; the sender gives up
             # and tries again later.
-            self._log.error("A snapshot could not be received: {reason}", reason=str(e))
+            if self._not_kept != str(e):
+                self._not_kept = str(e)
+                self._log.error("A snapshot could not be received: {reason}", reason=str(e))
             next_offset = request.offset
         if self._stopped:
             return
         if metadata is None:
             self._raft.piece_kept(piece, next_offset)
         else:
+            self._not_kept = ""
             self._raft.install_snapshot(piece, metadata)
         self._wake()
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import treq
 from twisted.internet import reactor
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from twisted.web.client import Agent
 
+from raftd.core.leader import SNAPSHOT_RETRY_TIMEOUTS
 from raftd.core.membership import Remove
 from raftd.core.messages import (
     AppendEntries,
@@ -33,6 +35,8 @@ from raftd.core.space import MAX_SPARE_BYTES, NO_SPACE_TIMEOUTS
 from raftd.errors import NoSpace
 from raftd.net.arguments import error_from_wire, error_to_wire
 from raftd.node import SPACE_RETRY_S
+from raftd.replica import ReplicaOptions
+from raftd.snapshotting import MAX_RESTARTS
 from raftd.storage import segments
 from raftd.storage.files import Files
 from raftd.storage.segments import Segment, SegmentHeader
@@ -363,6 +367,37 @@ class ClusterTests(ClusterTestCase):
         cluster.advance(1.0)
         self.successResultOf(stopped)
         self.assertEqual(cluster.clock.getDelayedCalls(), [])
+
+    def test_48_no_room_for_a_snapshot(self) -> None:
+        """It is tried now and then, and said once; with room, it is kept."""
+        options = ReplicaOptions(snapshot_threshold_bytes=20_000, snapshot_tail_entries=5)
+        cluster = Cluster(3, Journal, options=options)
+        leader = cluster.await_leader()
+        full, through = (name for name in cluster.nodes if name != leader)
+        cluster.crash(full)
+        for _ in range(60):
+            self.written(cluster, through, b"x" * 1000)
+        cluster.restart(full)
+        self.fill(cluster, full)
+        tried = 0
+
+        def refuse(fd: int, data: bytes | bytearray, offset: int) -> None:
+            nonlocal tried
+            tried += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk = self.patch(cluster.snapshots[full]._memory, "write", refuse)
+        with capturedLogs() as events:
+            cluster.advance(10 * SNAPSHOT_RETRY_TIMEOUTS * ELECTION_S)
+        self.assertGreater(tried, 5)
+        self.assertLessEqual(tried, 10 * (MAX_RESTARTS + 1) + 4)
+        said = [e for e in events if e["log_level"] >= LogLevel.warn]
+        self.assertEqual(len(said), 1, said)
+        disk.restore()
+        self.make_room(cluster, full)
+        cluster.advance(SNAPSHOT_RETRY_TIMEOUTS * ELECTION_S + 1)
+        cluster.await_agreement()
+        self.assertEqual(cluster.fatal, {})
 
     def test_48_membership_changes_go_on(self) -> None:
         """So that a member can be removed whose disk stays full."""
