@@ -7,6 +7,7 @@ turns, in steps that keep the reactor for a millisecond or two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from twisted.internet.defer import Deferred
@@ -39,6 +40,9 @@ from raftd.interfaces import (
 #: A snapshot is taken when the log has grown by this much since the last one,
 #: or by the size of the last one if that is more.
 DEFAULT_THRESHOLD_BYTES = 64 << 20
+#: When it is tried again after one that could not be written, as on a full disk:
+#: the next one gives the room of the log back, so it must not wait for more writes.
+TAKE_RETRY_S = 30.0
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time.
@@ -92,6 +96,7 @@ class Snapshotter:
         self._bytes_since = 0
         self._last_size = 0
         self._taking = False
+        self._take_not_before = -math.inf
         #: What is to be restored, and what is being restored.
         self._to_restore: ISnapshotReader | None = None
         self._restoring: ISnapshotReader | None = None
@@ -130,9 +135,9 @@ class Snapshotter:
             and not self._taking
             and not self._stopped
             and self._applier.is_between_entries
+            and self._clock.seconds() >= self._take_not_before
         ):
             self._taking = True
-            self._bytes_since = 0
             taken = Deferred.fromCoroutine(self._take())
             taken.addErrback(self._ended)
 
@@ -143,6 +148,7 @@ class Snapshotter:
         metadata = SnapshotMetadata(
             index, term, self._raft.configuration_at(index), self._applier.time_ms
         )
+        bytes_before, self._bytes_since = self._bytes_since, 0
         # From here on the iterator holds the state as of `index`, whatever is applied.
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
@@ -153,6 +159,8 @@ class Snapshotter:
             await writer.finish()
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
+            self._bytes_since += bytes_before
+            self._take_not_before = self._clock.seconds() + TAKE_RETRY_S
             return
         finally:
             self._taking = False

@@ -36,7 +36,7 @@ from raftd.errors import NoSpace
 from raftd.net.arguments import error_from_wire, error_to_wire
 from raftd.node import SPACE_RETRY_S
 from raftd.replica import ReplicaOptions
-from raftd.snapshotting import MAX_RESTARTS
+from raftd.snapshotting import MAX_RESTARTS, TAKE_RETRY_S
 from raftd.storage import segments
 from raftd.storage.files import Files
 from raftd.storage.segments import Segment, SegmentHeader
@@ -367,6 +367,28 @@ class ClusterTests(ClusterTestCase):
         cluster.advance(1.0)
         self.successResultOf(stopped)
         self.assertEqual(cluster.clock.getDelayedCalls(), [])
+
+    def test_48_no_room_to_take_a_snapshot(self) -> None:
+        """It does not wait for more writes: it makes room for them."""
+        options = ReplicaOptions(snapshot_threshold_bytes=20_000, snapshot_tail_entries=5)
+        cluster = Cluster(1, Journal, options=options)
+        name = cluster.await_leader()
+
+        def refuse(fd: int, data: bytes | bytearray, offset: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk = self.patch(cluster.snapshots[name]._memory, "write", refuse)
+        with capturedLogs() as events:
+            for _ in range(30):
+                self.written(cluster, name, b"x" * 1000)
+            cluster.advance(TAKE_RETRY_S / 2)
+        self.assertEqual(len([e for e in events if e["log_level"] >= LogLevel.warn]), 1)
+        disk.restore()
+        self.assertEqual(cluster.nodes[name].status().snapshot_index, 0)
+        cluster.advance(TAKE_RETRY_S)
+        self.assertGreater(cluster.nodes[name].status().snapshot_index, 20)
+        self.assertGreater(cluster.nodes[name].status().first_index, 20)
+        self.assertEqual(cluster.fatal, {})
 
     def test_48_no_room_for_a_snapshot(self) -> None:
         """It is tried now and then, and said once; with room, it is kept."""
