@@ -344,6 +344,30 @@ class ClusterTests(ClusterTestCase):
         self.assertEqual([a.outcome for a in answers], [b"%d" % i for i in range(1, 11)])
         self.assertEqual(cluster.fatal, {})
 
+    def test_48_a_leader_that_is_stopped_finds_the_one_with_room(self) -> None:
+        cluster = Cluster(3, Journal)
+        leader = cluster.await_leader()
+        cluster.advance(1.0)
+        leadership = cluster.nodes[leader]._raft.leadership
+        assert leadership is not None
+        best = leadership.best_successor()
+        (full,) = (name for name, member in cluster.members.items() if member.id == best)
+        self.fill(cluster, full)
+        stopped = cluster.nodes[leader].stop()
+        cluster.advance(ELECTION_S / 4)
+        self.successResultOf(stopped)
+        (other,) = cluster.members.keys() - {leader, full}
+        self.assertEqual(cluster.nodes[other].status().role, "leader")
+
+    def test_48_nor_waits_for_one_that_there_is_not(self) -> None:
+        cluster = Cluster(3, Journal)
+        leader = cluster.await_leader()
+        cluster.advance(1.0)
+        self.fill(cluster, *(name for name in cluster.nodes if name != leader))
+        stopped = cluster.nodes[leader].stop()
+        cluster.advance(ELECTION_S / 4)
+        self.successResultOf(stopped)
+
     def test_48_full_again_within_a_moment(self) -> None:
         """One timer looks for room, and none when the node has stopped."""
         cluster = Cluster(1, Journal)
