@@ -162,6 +162,8 @@ class Changes:
         term = self._raft.term
         self._raft.transfer(successor, self._clock.seconds())
         self._wake()
+        # Who was thought best may refuse, and then it is known who is.
+        may_choose_again = successor is None
         patience_s = TRANSFER_PATIENCE_TIMEOUTS * self._raft.settings.election_timeout_s
         give_up_at = self._clock.seconds() + patience_s
         while not self._stopped and self._clock.seconds() < give_up_at:
@@ -169,7 +171,11 @@ class Changes:
             if not leads and self._raft.leader_id != NOBODY:
                 return
             if leads and not self._raft.is_handing_over:
-                break
+                if not may_choose_again:
+                    break
+                may_choose_again = False
+                self._raft.transfer(None, self._clock.seconds())
+                self._wake()
             await self._pause()
         raise TransferFailed("The other member did not take leadership over in time.")
 

@@ -45,6 +45,7 @@ from raftd.errors import (
     NoQuorum,
     NoSpace,
     NotLeader,
+    Overloaded,
     ProtocolViolation,
     RaftdError,
     Removed,
@@ -80,6 +81,10 @@ from raftd.snapshotting import DEFAULT_THRESHOLD_BYTES, Snapshotter
 #: How long a member that was removed goes on, and the others stay connected to
 #: it, for the answers that it owes.
 FAREWELL_S = 0.5
+
+#: Requests of other members that may wait for their answers.  Those that wait
+#: for a disk that hangs or is full are asked again and again meanwhile.
+MAX_ANSWERS_OWED = 1024
 
 #: How often it is tried, while the disk is full, whether there is room again.
 SPACE_RETRY_S = 2.0
@@ -421,9 +426,11 @@ class Node:
         self._wake()
 
     def _look_for_space(self) -> None:
-        self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
+        if self._space_timer is None:  # else it was full a moment ago as well
+            self._space_timer = self._clock.callLater(SPACE_RETRY_S, self._space_due)
 
     def _space_due(self) -> None:
+        self._space_timer = None
         if not self._has_space:
             self._look_for_space()
             self._storage.look_for_space()
@@ -590,6 +597,8 @@ class Node:
         """See `INodeRPC.receive`."""
         if not self._running:
             return fail(Stopped("This node is not running."))
+        if len(self._answers) >= MAX_ANSWERS_OWED:
+            return fail(Overloaded("This node owes too many answers already. Try again."))
         self._last_request_id += 1
         request_id = self._last_request_id
         try:

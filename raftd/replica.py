@@ -40,7 +40,7 @@ from raftd.core.membership import (
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
-from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped
+from raftd.errors import BadAnswer, Fatal, JoinFailed, Removed, Stopped, StorageFailed
 from raftd.events import Event, MembershipChanged
 from raftd.handle import Handle
 from raftd.interfaces import IStateMachine, Recovered, Stage
@@ -499,7 +499,11 @@ class Replica(Handle):
             return
         self._former_name = ""
         if me.name != self._identity.name:
-            self._record(name=me.name)
+            try:
+                self._record(name=me.name)
+            except StorageFailed as e:
+                # As on a full disk.  Under its new name it will ask the others for it.
+                self._log.error("The new name is not recorded: {reason}", reason=str(e))
             self._log.warn(
                 "This member is called {name} now: start it again under that name.",
                 name=me.name,

@@ -7,6 +7,7 @@ turns, in steps that keep the reactor for a millisecond or two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from twisted.internet.defer import Deferred
@@ -39,6 +40,9 @@ from raftd.interfaces import (
 #: A snapshot is taken when the log has grown by this much since the last one,
 #: or by the size of the last one if that is more.
 DEFAULT_THRESHOLD_BYTES = 64 << 20
+#: When it is tried again after one that could not be written, as on a full disk:
+#: the next one gives the room of the log back, so it must not wait for more writes.
+TAKE_RETRY_S = 30.0
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time.
@@ -49,8 +53,8 @@ FREED_ENTRIES = 5_000
 MAX_PENDING_BYTES = 4 << 20
 #: How long it pauses.
 PAUSE_S = 0.005
-#: How often a snapshot is sent again from the beginning before it is given up,
-#: until the member shows a sign of life again.
+#: How often a snapshot is sent again from the beginning before it is given up
+#: for a while.
 MAX_RESTARTS = 3
 
 
@@ -94,10 +98,13 @@ class Snapshotter:
         self._bytes_since = 0
         self._last_size = 0
         self._taking = False
+        self._take_not_before = -math.inf
         #: What is to be restored, and what is being restored.
         self._to_restore: ISnapshotReader | None = None
         self._restoring: ISnapshotReader | None = None
         self._sending: set[MemberId] = set()
+        #: Why the last one that was sent here could not be kept, as it was logged.
+        self._not_kept = ""
         self._stopped = False
 
     def stop(self) -> Deferred[None]:
@@ -130,9 +137,9 @@ class Snapshotter:
             and not self._taking
             and not self._stopped
             and self._applier.is_between_entries
+            and self._clock.seconds() >= self._take_not_before
         ):
             self._taking = True
-            self._bytes_since = 0
             taken = Deferred.fromCoroutine(self._take())
             taken.addErrback(self._ended)
 
@@ -143,6 +150,7 @@ class Snapshotter:
         metadata = SnapshotMetadata(
             index, term, self._raft.configuration_at(index), self._applier.time_ms
         )
+        bytes_before, self._bytes_since = self._bytes_since, 0
         # From here on the iterator holds the state as of `index`, whatever is applied.
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
@@ -152,6 +160,8 @@ class Snapshotter:
                 return
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
+            self._bytes_since += bytes_before
+            self._take_not_before = self._clock.seconds() + TAKE_RETRY_S
             return
         finally:
             self._taking = False
@@ -186,34 +196,39 @@ class Snapshotter:
         term = self._raft.term
         reader = self._store.open()
         index = reader.metadata.last_included_index
+        installed: bool | None = None
         try:
             installed = await self._send_pieces(member_id, peer, reader, term)
         except Fatal:
             raise
         except RaftdError as e:
             self._log.info("Sending a snapshot was broken off: {reason}", reason=str(e))
-            installed = False
         finally:
             reader.close()
             self._sending.discard(member_id)
         if self._stopped:
             return
-        if installed:
+        if installed is None:
+            self._raft.unreachable(member_id)
+        elif installed:
             self._raft.snapshot_installed(member_id, term, index)
         else:
-            self._raft.unreachable(member_id)
+            self._raft.snapshot_refused(member_id, self._clock.seconds())
         self._wake()
 
     async def _send_pieces(
         self, member_id: MemberId, peer: IPeer, reader: ISnapshotReader, term: int
-    ) -> bool:
-        """Piece by piece, from where the receiver wants to go on; whether it has all."""
+    ) -> bool | None:
+        """
+        Piece by piece, from where the receiver wants to go on; whether it has
+        all.  None if that is not known: this node does not lead any more.
+        """
         offset = restarts = 0
         metadata = reader.metadata
         while restarts <= MAX_RESTARTS:
             data = await reader.read(offset, MAX_SNAPSHOT_PIECE_BYTES)
             if not self._leads_in(term):
-                return False
+                return None
             response = await peer.send(
                 InstallSnapshot(
                     term,
@@ -226,10 +241,12 @@ class Snapshotter:
             )
             assert isinstance(response, InstallSnapshotResponse)
             if not self._leads_in(term):
-                return False
+                return None
             self._raft.receive_response(member_id, response, self._clock.seconds())
-            if response.installed or response.term != term:
-                return response.term == term
+            if response.term != term:
+                return None
+            if response.installed:
+                return True
             restarts += response.next_offset <= offset
             offset = min(response.next_offset, reader.size)
         return False
@@ -262,13 +279,16 @@ class Snapshotter:
         except StorageFailed as e:
             # The log is sound, and space may come back; the sender gives up
             # and tries again later.
-            self._log.error("A snapshot could not be received: {reason}", reason=str(e))
+            if self._not_kept != str(e):
+                self._not_kept = str(e)
+                self._log.error("A snapshot could not be received: {reason}", reason=str(e))
             next_offset = request.offset
         if self._stopped:
             return
         if metadata is None:
             self._raft.piece_kept(piece, next_offset)
         else:
+            self._not_kept = ""
             self._raft.install_snapshot(piece, metadata)
         self._wake()
 

@@ -53,6 +53,9 @@ ENTRY_OVERHEAD_BYTES = 160
 #: A learner this close to the leader's commit index has caught up: few enough
 #: entries that it is level again within a heartbeat.
 MAX_PROMOTION_LAG_ENTRIES = 1024
+#: For so many election timeouts no snapshot is sent to a member that could not
+#: keep one: each attempt may write all of it, up to where its disk is full.
+SNAPSHOT_RETRY_TIMEOUTS = 10
 #: How long a new commit index may wait for an AppendEntries to carry it to the
 #: others before a heartbeat does: long enough that under load it costs nothing.
 COMMIT_NOTICE_DELAY_S = 0.001
@@ -96,8 +99,6 @@ class Leadership:
         self._lease_broken = False
         #: Members whose disks are full, as they said, and until when that is believed.
         self._full: dict[MemberId, float] = {}
-        #: It is asked again an election timeout later, so long before that.
-        self._full_pause_s = (NO_SPACE_TIMEOUTS - 1) * settings.election_timeout_s
         self.reads = ReadQueue()
         #: (first index, last index of the log) of the batch that was sent last.
         self._batch_key = (0, 0)
@@ -337,10 +338,21 @@ class Leadership:
     def lacks_space(self, member_id: MemberId, now: float) -> None:
         """A member has refused a request, for its disk is full: it may be asked again later."""
         self.unreachable(member_id)
-        if member_id in self.progress:
-            self._full[member_id] = now + self._full_pause_s + self._settings.election_timeout_s
+        progress = self.progress.get(member_id)
+        if progress is not None:
+            timeout_s = self._settings.election_timeout_s
+            progress.retry_at = now + timeout_s
+            self._full[member_id] = now + NO_SPACE_TIMEOUTS * timeout_s
         if member_id == self._successor:
             self.end_transfer()
+
+    def snapshot_refused(self, member_id: MemberId, now: float) -> None:
+        """A member could not keep a snapshot, however often it was sent: it has to wait."""
+        self.unreachable(member_id)
+        progress = self.progress.get(member_id)
+        if progress is not None:
+            timeout_s = self._settings.election_timeout_s
+            progress.retry_at = now + SNAPSHOT_RETRY_TIMEOUTS * timeout_s
 
     def snapshot_installed(self, member_id: MemberId, index: int) -> None:
         """A member holds, durably, everything up to `index`."""
@@ -388,7 +400,7 @@ class Leadership:
         progress.round = max(progress.round, min(answer.round, self.reads.round))
         # It can be reached (again): what was lost is sent anew; but not at each
         # heartbeat what a full disk has refused.
-        if now >= self._full.get(member_id, now) - self._full_pause_s:
+        if now >= progress.retry_at:
             progress.lost = False
 
     def quorum_contact(self, now: float) -> float:

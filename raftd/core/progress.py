@@ -44,6 +44,7 @@ class Progress:
         "match_index",
         "next_index",
         "probing",
+        "retry_at",
         "round",
         "state",
     )
@@ -58,6 +59,9 @@ class Progress:
         self.probing = False
         #: In PROBE: the last message got no answer; wait for a sign of life.
         self.lost = False
+        #: A sign of life before this time does not end that: it has refused what
+        #: it was sent, and would again.
+        self.retry_at = now
         #: The commit index that the member will know of when all arrives.
         self.commit_sent = 0
         #: The last read round that it acknowledged in this term.

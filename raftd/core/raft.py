@@ -597,6 +597,11 @@ class Raft:
             self.leadership.snapshot_installed(member_id, index)
             self._advance_commit(self.leadership)
 
+    def snapshot_refused(self, member_id: MemberId, now: float) -> None:
+        """A member could not keep a snapshot, however often it was sent."""
+        if self.leadership is not None:
+            self.leadership.snapshot_refused(member_id, now)
+
     # -- answers -------------------------------------------------------------
 
     def receive_response(self, sender: MemberId, response: Response, now: float) -> None:

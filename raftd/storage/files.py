@@ -10,11 +10,15 @@ Nothing is caught here: an `OSError` means what the operating system says.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
 #: `fdatasync` where the system has it: like `fsync`, without the times of the inode.
 _flush = getattr(os, "fdatasync", os.fsync)
+
+#: What the system says when a disk, or this user's share of it, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Files:
@@ -61,6 +65,19 @@ class Files:
         # A short write is not an error: on a full disk the next call says what is.
         while written < len(data):
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def reserve(self, fd: int, length: int) -> None:
+        """
+        Fail now if there is no room for `length` bytes, and write none of them.
+
+        Where the system cannot tell, the writes do.
+        """
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(fd, 0, length)
+            except OSError as e:
+                if e.errno in FULL:
+                    raise
 
     def flush(self, fd: int) -> None:
         """Make durable what was written to the file, and its length."""

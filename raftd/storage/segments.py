@@ -11,7 +11,6 @@ the present one is written, on a thread of its own.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import struct
@@ -22,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from raftd.errors import DirectoryDamaged, StorageFailed
-from raftd.storage.files import Files
+from raftd.storage.files import FULL, Files
 from raftd.storage.frames import SECTOR
 
 #: Length of a segment, unless asked otherwise.
@@ -40,9 +39,6 @@ PREPARE_BYTES = 1 << 20
 #: After a failed preparation the next attempt comes when the log has grown by
 #: this part of a segment, or when the segment is needed.
 RETRIES_PER_SEGMENT = 16
-
-#: What the system says when a disk, or this user's share of it, is full.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 #: Since version 2 a segment begins with a checkpoint.  Those of version 1 are
 #: read, and never written again.
@@ -180,6 +176,8 @@ def make_segment(files: Files, directory: str, header: SegmentHeader) -> Segment
 
 def _fill(files: Files, fd: int, header: SegmentHeader) -> None:
     """Header and zeros, flushed piece by piece."""
+    # A disk that stays full is tried for days: it must not be written to each time.
+    files.reserve(fd, header.length)
     files.write(fd, encode_segment_header(header), 0)
     zeros = bytes(min(PREPARE_BYTES, header.length))
     offset = SECTOR
@@ -265,7 +263,7 @@ class Preparer:
             return segment
 
     def _troubled(self, e: OSError) -> None:
-        self.is_full = e.errno in _FULL
+        self.is_full = e.errno in FULL
         self.trouble = (
             f"The next segment of the log, {self._next_path}, could not be prepared: {e}. "
             + (

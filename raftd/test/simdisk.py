@@ -304,6 +304,9 @@ class SimulatedDisk(Files):
         self._note("write", inode.path, bytes(data), offset)
         inode.write(bytes(data), offset)
 
+    def reserve(self, fd: int, length: int) -> None:
+        """As on a system that cannot tell."""
+
     def flush(self, fd: int) -> None:
         inode = self._open[fd]
         try:

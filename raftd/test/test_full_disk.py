@@ -13,9 +13,11 @@ from typing import Any
 
 import treq
 from twisted.internet import reactor
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from twisted.web.client import Agent
 
+from raftd.core.leader import SNAPSHOT_RETRY_TIMEOUTS
 from raftd.core.membership import Remove
 from raftd.core.messages import (
     AppendEntries,
@@ -33,6 +35,8 @@ from raftd.core.space import MAX_SPARE_BYTES, NO_SPACE_TIMEOUTS
 from raftd.errors import NoSpace
 from raftd.net.arguments import error_from_wire, error_to_wire
 from raftd.node import SPACE_RETRY_S
+from raftd.replica import ReplicaOptions
+from raftd.snapshotting import MAX_RESTARTS, TAKE_RETRY_S
 from raftd.storage import segments
 from raftd.storage.files import Files
 from raftd.storage.segments import Segment, SegmentHeader
@@ -338,6 +342,107 @@ class ClusterTests(ClusterTestCase):
         self.written(cluster, followers[1], b"after")
         # Of those that it had taken on, none was refused afterwards.
         self.assertEqual([a.outcome for a in answers], [b"%d" % i for i in range(1, 11)])
+        self.assertEqual(cluster.fatal, {})
+
+    def test_48_a_leader_that_is_stopped_finds_the_one_with_room(self) -> None:
+        cluster = Cluster(3, Journal)
+        leader = cluster.await_leader()
+        cluster.advance(1.0)
+        leadership = cluster.nodes[leader]._raft.leadership
+        assert leadership is not None
+        best = leadership.best_successor()
+        (full,) = (name for name, member in cluster.members.items() if member.id == best)
+        self.fill(cluster, full)
+        stopped = cluster.nodes[leader].stop()
+        cluster.advance(ELECTION_S / 4)
+        self.successResultOf(stopped)
+        (other,) = cluster.members.keys() - {leader, full}
+        self.assertEqual(cluster.nodes[other].status().role, "leader")
+
+    def test_48_nor_waits_for_one_that_there_is_not(self) -> None:
+        cluster = Cluster(3, Journal)
+        leader = cluster.await_leader()
+        cluster.advance(1.0)
+        self.fill(cluster, *(name for name in cluster.nodes if name != leader))
+        stopped = cluster.nodes[leader].stop()
+        cluster.advance(ELECTION_S / 4)
+        self.successResultOf(stopped)
+
+    def test_48_full_again_within_a_moment(self) -> None:
+        """One timer looks for room, and none when the node has stopped."""
+        cluster = Cluster(1, Journal)
+        name = cluster.await_leader()
+        for _ in range(3):
+            self.fill(cluster, name)
+            cluster.advance(SPACE_RETRY_S / 8)
+            self.make_room(cluster, name)
+            cluster.logs[name].look_for_space()
+        self.fill(cluster, name)
+        looked = 0
+
+        def look() -> None:
+            nonlocal looked
+            looked += 1
+
+        self.patch(cluster.logs[name], "look_for_space", look)
+        cluster.advance(10 * SPACE_RETRY_S)
+        self.assertIn(looked, (9, 10))
+        stopped = cluster.nodes[name].stop()
+        cluster.advance(1.0)
+        self.successResultOf(stopped)
+        self.assertEqual(cluster.clock.getDelayedCalls(), [])
+
+    def test_48_no_room_to_take_a_snapshot(self) -> None:
+        """It does not wait for more writes: it makes room for them."""
+        options = ReplicaOptions(snapshot_threshold_bytes=20_000, snapshot_tail_entries=5)
+        cluster = Cluster(1, Journal, options=options)
+        name = cluster.await_leader()
+
+        def refuse(fd: int, data: bytes | bytearray, offset: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk = self.patch(cluster.snapshots[name]._memory, "write", refuse)
+        with capturedLogs() as events:
+            for _ in range(30):
+                self.written(cluster, name, b"x" * 1000)
+            cluster.advance(TAKE_RETRY_S / 2)
+        self.assertEqual(len([e for e in events if e["log_level"] >= LogLevel.warn]), 1)
+        disk.restore()
+        self.assertEqual(cluster.nodes[name].status().snapshot_index, 0)
+        cluster.advance(TAKE_RETRY_S)
+        self.assertGreater(cluster.nodes[name].status().snapshot_index, 20)
+        self.assertGreater(cluster.nodes[name].status().first_index, 20)
+        self.assertEqual(cluster.fatal, {})
+
+    def test_48_no_room_for_a_snapshot(self) -> None:
+        """It is tried now and then, and said once; with room, it is kept."""
+        options = ReplicaOptions(snapshot_threshold_bytes=20_000, snapshot_tail_entries=5)
+        cluster = Cluster(3, Journal, options=options)
+        leader = cluster.await_leader()
+        full, through = (name for name in cluster.nodes if name != leader)
+        cluster.crash(full)
+        for _ in range(60):
+            self.written(cluster, through, b"x" * 1000)
+        cluster.restart(full)
+        self.fill(cluster, full)
+        tried = 0
+
+        def refuse(fd: int, data: bytes | bytearray, offset: int) -> None:
+            nonlocal tried
+            tried += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk = self.patch(cluster.snapshots[full]._memory, "write", refuse)
+        with capturedLogs() as events:
+            cluster.advance(10 * SNAPSHOT_RETRY_TIMEOUTS * ELECTION_S)
+        self.assertGreater(tried, 5)
+        self.assertLessEqual(tried, 10 * (MAX_RESTARTS + 1) + 4)
+        said = [e for e in events if e["log_level"] >= LogLevel.warn]
+        self.assertEqual(len(said), 1, said)
+        disk.restore()
+        self.make_room(cluster, full)
+        cluster.advance(SNAPSHOT_RETRY_TIMEOUTS * ELECTION_S + 1)
+        cluster.await_agreement()
         self.assertEqual(cluster.fatal, {})
 
     def test_48_membership_changes_go_on(self) -> None:

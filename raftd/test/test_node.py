@@ -10,6 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
+from raftd import node as node_module
 from raftd.core.messages import (
     RequestVote,
 )
@@ -161,6 +162,27 @@ class DiskTests(ClusterTestCase):
         self.assertEqual(len(alone.fatal), 1)
         self.assertEqual(len(read.outcomes), 1)
         self.assertEqual(alone.clock.getDelayedCalls(), [])
+
+    def test_disk_that_hangs_costs_bounded_memory(self) -> None:
+        """Nothing is answered in a term that is not durable, and all of it asked again."""
+        self.patch(node_module, "MAX_ANSWERS_OWED", 50)
+        cluster, leader, (slow, other) = self.led(3, Journal)
+        normal_s = cluster.logs[slow].delay_seconds
+        cluster.logs[slow].delay_seconds = 300.0
+        transfer = cluster[leader].transfer(cluster.members[other].id)
+        cluster.advance(60.0)
+        self.successResultOf(transfer)
+        hanging = cluster.nodes[slow]
+        self.assertEqual(len(hanging._answers), 50)
+        self.assertLessEqual(len(hanging._raft._outbox._held), 50)
+        self.assertEqual(cluster.await_leader(), other)
+        self.written(cluster, leader, b"meanwhile")
+        cluster.logs[slow].delay_seconds = normal_s
+        cluster.advance(300.0)
+        self.assertEqual(hanging._answers, {})
+        cluster.await_agreement()
+        self.assertEqual(cluster.await_leader(), other)
+        self.assertEqual(cluster.fatal, {})
 
     def test_47_the_others_go_on(self) -> None:
         cluster, leader, others = self.led(3, Journal)

@@ -833,6 +833,7 @@ class FailedDiskTests(SnapshotCase):
         status = cluster.nodes[leader].status()
         self.assertEqual((status.snapshot_index, status.first_index), (0, 1))
         patched.restore()
+        cluster.advance(snapshotting.TAKE_RETRY_S)
         self.write_many(cluster, leader, 100)
         status = cluster.nodes[leader].status()
         self.assertGreater(status.snapshot_index, 100)

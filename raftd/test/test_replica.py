@@ -5,6 +5,7 @@ with a directory and a port of its own.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import shutil
@@ -300,6 +301,32 @@ class MemberTests(ReplicaTestCase):
         if leader is not again:
             await leader.transfer(again.status().member.id)
         self.assertIs(await self.leader([*replicas[:2], again]), again)
+
+    async def test_48_moved_while_its_disk_is_full(self) -> None:
+        """It cannot record its new name, and goes on; started under it, it asks for it."""
+        replicas, _ = await self.cluster(3)
+        moving = replicas[2]
+
+        def full(path: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patched = self.patch(moving._directory._files, "create", full)
+        (port,) = free_ports(1)
+        new_name = f"localhost:{port}"
+        with capturedLogs() as events:
+            await replicas[0].change_membership([Rename(moving.status().member.id, new_name)])
+            await self.until(
+                lambda: any("start it again" in str(formatEvent(e)) for e in events)
+            )
+        self.assertIn("No space left", " ".join(str(formatEvent(e)) for e in events))
+        self.assertEqual(await moving.propose(b"w"), b"1")
+        patched.restore()
+        await self.stop(moving)
+        self.assertEqual(self.fatal, {})
+        again = self.replica("2")
+        await again.start(new_name)
+        self.assertEqual(again.recorded_name, new_name)
+        self.assertEqual(await again.propose(b"w"), b"2")
 
     async def test_moved_while_it_was_down(self) -> None:
         replicas, names = await self.cluster(3)

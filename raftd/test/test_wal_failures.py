@@ -235,6 +235,31 @@ class FullDiskTests(SynchronousTestCase):
         for e in found:
             self.assertEqual(e.data, b"%d" % (e.index % 10) * 1100)
 
+    def test_48_looking_for_room_writes_nothing(self) -> None:
+        """It goes on for as long as the disk is full, and others may need what is left."""
+        looks: list[int] = []
+        written: list[Operation] = []
+
+        def reserve(fd: int, length: int) -> None:
+            looks.append(length)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def note(operation: Operation) -> None:
+            if operation.name in ("write", "flush"):
+                written.append(operation)
+
+        patched = self.patch(self.rig.disk, "reserve", reserve)
+        self.rig.disk.before = note
+        for _ in range(3):
+            self.rig.wal.look_for_space()
+            self.rig.run()
+        self.assertEqual((looks, written), ([self.rig.wal._writer._segment.length] * 3, []))
+        self.assertEqual(self.rig.space, [False])
+        patched.restore()
+        self.rig.wal.look_for_space()
+        self.rig.run()
+        self.assertEqual(self.rig.space, [False, True])
+
     def test_48_told_once(self) -> None:
         self.assertEqual(self.rig.space, [False])
         for _ in range(3):
