@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet import reactor as global_reactor
 
 from raftd.interfaces import IRequest
+from raftd.listening import listen
 from raftd.net.http1 import HTTPFactory
 
 reactor: Any = global_reactor
@@ -26,7 +27,7 @@ def answer(request: IRequest) -> None:
 
 def main() -> None:
     factory = HTTPFactory(answer, reactor)
-    reactor.listenTCP(int(sys.argv[1]), factory, interface="127.0.0.1", backlog=1024)
+    listen(reactor, ["127.0.0.1"], int(sys.argv[1]), factory)
     reactor.run()
 
 

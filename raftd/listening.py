@@ -21,6 +21,7 @@ from twisted.logger import Logger
 
 from raftd.errors import BadAnswer
 from raftd.names import split_name
+from raftd.prompt import be_prompt
 
 #: Connections that the kernel keeps for the reactor to accept.
 BACKLOG = 1024
@@ -95,13 +96,15 @@ def listen(
     ports: list[IListeningPort] = []
     for address in addresses:
         try:
-            ports.append(reactor.listenTCP(port, factory, backlog=BACKLOG, interface=address))
+            bound = reactor.listenTCP(port, factory, backlog=BACKLOG, interface=address)
         except CannotListenError as e:
             reason = getattr(e.socketError, "errno", None)
             if reason in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue
             close(ports)
             raise BadAnswer(_why_not(address, port, reason, e)) from None
+        be_prompt(bound)
+        ports.append(bound)
     if not ports:
         raise BadAnswer(
             f"This machine has no address {' or '.join(addresses)}. Give a name that leads to "
