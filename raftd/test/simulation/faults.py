@@ -63,6 +63,7 @@ class Faults:
             "demote": partial(self._change, Demote),
             "remove": partial(self._change, Remove),
             "replace": self._replace,
+            "reshape": self._reshape,
             "rename": self._rename,
         }
         assert self._acts.keys() == KINDS.keys()
@@ -282,6 +283,13 @@ class Faults:
         host = self._simulation.add_host()
         self._promote(host.id, random, MAX_PROMOTIONS)
         return self._ask(random, [Remove(old.id), AddLearner(host.member)])
+
+    def _reshape(self, random: Random) -> bool:
+        """Votes of several are given and taken at once: by a joint configuration."""
+        hosts = self._simulation.hosts
+        chosen = random.sample(hosts, min(len(hosts), random.choice((2, 3, 3))))
+        makes = (Promote, Promote, Demote, Demote, Remove)
+        return self._ask(random, [random.choice(makes)(host.id) for host in chosen])
 
     def _rename(self, random: Random) -> bool:
         self._renamed += 1

@@ -32,6 +32,7 @@ from raftd.test.simulation.disk import (
     WatchedLog,
 )
 from raftd.test.simulation.net import SimulatedTransport
+from raftd.test.simulation.promises import WatchedNode
 from raftd.test.simulation.world import ProcessClock
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Process:
         snapshots.recover(self.machine, log.base_index, log.entries)
         settings, network = plan.options.settings(), simulation.network
         transport = SimulatedTransport(network, host.id, settings.election_timeout_s)
-        self.node = node = Node(
+        self.node = node = WatchedNode(
             self._reactor,
             member=host.member,
             cluster_id=CLUSTER_ID,
@@ -236,6 +237,7 @@ class Process:
             snapshot_threshold_bytes=plan.options.snapshot_threshold_bytes,
             on_fatal=self._fatal,
         )
+        node.host = host
         transport.on_removed = lambda reason: node.fail(Removed(reason))
         node.observe(self._observe)
         network.began(host.id, node)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raftd.core.invariants import Checker
-from raftd.core.messages import Entry, EntryKind, decode_command
+from raftd.core.messages import Entry, EntryKind, HardState, decode_command
 from raftd.core.raft import Raft
 from raftd.test.core_clusters import Safety
 from raftd.test.cores import check
@@ -153,6 +153,9 @@ class Invariants:
         if watched.seen:
             check(raft.term >= watched.seen[0], "the term never goes back")
             check(raft.commit_index >= watched.seen[1], "the commit index never goes back")
+        if raft.leadership is not None:
+            elected = HardState(raft.term, raft.member_id)
+            check(watched.disk.hard_state == elected, "a leader's own vote is durable")
         watched.seen = seen
         watched.changes += 1
         self.checks += 1

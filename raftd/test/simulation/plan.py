@@ -46,6 +46,7 @@ KINDS = {
     "demote": 1,
     "remove": 1,
     "replace": 1,
+    "reshape": 3,
     "rename": 1,
 }
 

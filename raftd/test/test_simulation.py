@@ -1,0 +1,144 @@
+"""
+The simulation: a bounded number of seeds, and that it can be relied upon.
+
+`python -m raftd.test.simulation 1 500` runs more of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from raftd.test.defects.planting import Garden
+from raftd.test.defects.table import ALL
+from raftd.test.simulation.__main__ import Figures, command_of, report
+from raftd.test.simulation.disk import HostDisk
+from raftd.test.simulation.plan import KINDS, Plan
+from raftd.test.simulation.run import Outcome, run_seed
+from raftd.test.simulation.shrink import shrink
+
+#: The seeds of every run of the tests.
+SEEDS = range(1, 81)
+#: Seeds that have much in them: crashes, snapshots, changes of members.
+RICH = (14, 25)
+
+#: Defects that the simulation finds, each within so many seeds.
+CAUGHT = {
+    "nothing-waits-for-the-vote": 60,
+    "acknowledged-before-it-is-durable": 60,
+    "log-is-not-flushed": 60,
+    "linearizable-reads-are-local": 60,
+    "retry-with-a-key-is-applied-again": 60,
+}
+
+
+class SeedTests(SynchronousTestCase):
+    def test_seeds(self) -> None:
+        figures = Figures()
+        bad: list[str] = []
+        for seed in SEEDS:
+            outcome = run_seed(seed)
+            figures.add(outcome)
+            if outcome.violation:
+                bad.append(report(outcome))
+        self.assertEqual(bad, [], "\n\n".join(bad))
+        self.assertEqual(self.flushLoggedErrors(), [])
+        # It was neither all quiet nor all broken.
+        self.assertGreater(figures.judged, 100 * len(SEEDS))
+        self.assertGreater(figures.elections, 2 * len(SEEDS))
+        for kind in KINDS:
+            self.assertGreater(figures.faults[kind], 0, f"there was no {kind}")
+        for what in ("snapshot installed", "message lost", "message twice", "retry"):
+            self.assertGreater(figures.faults[what], len(SEEDS) / 4, what)
+
+
+class DeterminismTests(SynchronousTestCase):
+    def test_a_seed_is_the_same_again(self) -> None:
+        for seed in RICH:
+            first, second = run_seed(seed), run_seed(seed)
+            self.assertEqual(first, second)
+        self.assertNotEqual(run_seed(RICH[0]).trace, run_seed(RICH[1]).trace)
+
+    def test_a_seed_is_the_same_in_another_process(self) -> None:
+        """Where strings have other hashes, and so sets another order."""
+        expected = f"trace {run_seed(RICH[0]).trace:08x}"
+        for hash_seed in ("1", "2"):
+            output = _run(str(RICH[0]), environment={"PYTHONHASHSEED": hash_seed})
+            self.assertEqual(output.splitlines()[0], expected)
+
+    def test_a_fault_left_out_leaves_the_others(self) -> None:
+        plan = Plan(RICH[0])
+        numbers = [fault.number for fault in plan.faults]
+        self.assertGreater(len(numbers), 2)
+        fewer = Plan(RICH[0], numbers[1:])
+        self.assertEqual(fewer.faults, plan.faults[1:])
+        self.assertEqual(fewer.options, plan.options)
+
+
+class CommandTests(SynchronousTestCase):
+    def test_the_last_line_has_the_figures(self) -> None:
+        last = _run("1", "2", "--workers", "2").splitlines()[-1]
+        self.assertRegex(
+            last,
+            r"^seeds 2, simulated time \d+ s, events \d+, faults \(.*\), elections \d+, "
+            r"operations judged \d+, violations 0$",
+        )
+
+    def test_only_some_faults(self) -> None:
+        quiet = _run(str(RICH[0]), "--only", "none").splitlines()[-1]
+        self.assertNotRegex(quiet, "power loss|kill|cut")
+
+    def test_a_bad_seed_can_be_repeated(self) -> None:
+        outcome = Outcome(7, "two leaders", notes=["a note"], only=[1, 2])
+        self.assertEqual(command_of(outcome), "python -m raftd.test.simulation 7 --only 1,2")
+        text = report(outcome)
+        self.assertIn("two leaders", text)
+        self.assertTrue(text.endswith(f"a note\nagain: {command_of(outcome)}"), text)
+
+
+class ShrinkTests(SynchronousTestCase):
+    def test_what_is_not_needed_is_left_out(self) -> None:
+        """A disk that keeps nothing when the power goes, and says that it does."""
+        self.patch(HostDisk, "flush", lambda disk, fd: None)
+        self.patch(HostDisk, "check_flushed", lambda disk: None)
+        seed = next(seed for seed in range(1, 50) if run_seed(seed).violation)
+        smallest = shrink(seed, say=lambda text: None)
+        assert smallest is not None
+        assert smallest.only is not None
+        self.assertLess(len(smallest.only), len(Plan(seed).faults))
+        kinds = {fault.kind for fault in Plan(seed, smallest.only).faults}
+        self.assertTrue(any("crash" in kind or "power" in kind for kind in kinds), kinds)
+        again = run_seed(seed, smallest.only)
+        self.assertEqual(again.violation, smallest.violation)
+        self.assertEqual(again.trace, smallest.trace)
+
+    def test_a_good_seed_is_left_alone(self) -> None:
+        self.assertIsNone(shrink(RICH[0], say=lambda text: None))
+
+
+class DefectTests(SynchronousTestCase):
+    def test_defects_are_found(self) -> None:
+        chosen = {defect.name: defect for defect in ALL if defect.name in CAUGHT}
+        self.assertEqual(chosen.keys(), CAUGHT.keys())
+        with Garden() as garden:
+            for name, seeds in CAUGHT.items():
+                with garden.planted(chosen[name]):
+                    verdict = garden.run_simulation(seeds)
+                self.assertTrue(verdict.failed, f"{name} was not found by {verdict.ran} seeds")
+                self.assertFalse(verdict.slip, f"{name} is badly written: {verdict.why}")
+
+
+def _run(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """What the command prints; it must find nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "raftd.test.simulation", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
