@@ -204,6 +204,17 @@ class Unknowns(Judging):
         self.good(*steps, *read(0, 3))
         self.bad(*steps, *read(0, 3), *read(0, 2))
 
+    def test_the_right_one_is_kept_for_later(self) -> None:
+        """Either explains what is seen first, and only the put what is seen last."""
+        both: list[list[Step]] = [
+            [(1, Put("a", 2)), (1, "unknown")],
+            [(2, CompareAndSet("a", 1, 2)), (2, "unknown")],
+        ]
+        for one, other in (both, both[::-1]):
+            steps = [*put(0, 1), *one, *other, *read(0, 2), *put(0, 3)]
+            self.good(*steps, *read(0, 2))
+            self.bad(*steps, *read(0, 2), *put(0, 4), *read(0, 2))
+
 
 class ManyKeys(Judging):
     def test_keys_are_judged_apart(self) -> None:

@@ -338,23 +338,24 @@ class RealHistories(SynchronousTestCase):
         self.assertGreater(verdicts[False], 100)
 
     def test_registers_that_are_much_fought_over(self) -> None:
-        """One key, few values, much at the same time, made up: most are bad, some good."""
+        """One key, two values, much at the same time, made up."""
         verdicts = {True: 0, False: 0}
+        few = st.sampled_from(VALUES[:2])
         call = st.one_of(
             st.builds(Get, st.just("a")),
-            st.builds(Put, st.just("a"), values),
-            st.builds(CompareAndSet, st.just("a"), values, values),
+            st.builds(Put, st.just("a"), few),
+            st.builds(CompareAndSet, st.just("a"), few, few),
         )
         lasting = st.tuples(call, st.integers(1, 8), st.integers(0, 5), st.integers(0, 5))
 
-        @SETTINGS
-        @given(st.lists(lasting, min_size=2, max_size=8))
+        @settings(SETTINGS, max_examples=1_000)
+        @given(st.lists(lasting, min_size=2, max_size=7))
         def check(drawn: list[tuple[Call, int, int, int]]) -> None:
             operations = []
             for number, (call, length, fate, choice) in enumerate(drawn):
                 result: Result | None = Result()
                 if isinstance(call, Get):
-                    result = Result(value=[None, *VALUES][choice % 4])
+                    result = Result(value=VALUES[choice % 2])
                 elif isinstance(call, CompareAndSet):
                     result = Result(succeeded=choice % 2 == 0)
                 if not fate and not isinstance(call, Get):
