@@ -8,75 +8,32 @@ does; without one its outcome stays unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from raftd.errors import DidNotHappen, OutcomeUnknown, RaftdError
 from raftd.idempotency import retry_of
-from raftd.kv.database import Database
 from raftd.kv.operations import Compact
 from raftd.test.cores import check
 from raftd.test.judge.history import Line, Recorder
 from raftd.test.simulation.asking import Asked, draw
+from raftd.test.simulation.attempts import DELAY_S, LOST, Attempt
 from raftd.test.simulation.leasing import LeaseHolder
+from raftd.test.simulation.sessions import SessionHolder
 from raftd.test.simulation.watching import Watcher
 
 if TYPE_CHECKING:
     from raftd.test.simulation.hosts import Process
     from raftd.test.simulation.run import Simulation
 
-#: How long a client waits for an answer, in seconds, and how often it sends a
-#: write with an idempotency key.
-PATIENCE_S = 4.0
+#: How often a write with an idempotency key is sent, and how soon again, in seconds.
 MAX_ATTEMPTS = 5
 RETRY_S = 0.2
-#: How long a message takes between a client and a node.
-DELAY_S = (0.0002, 0.003)
 WATCHERS = 2
 #: How often the past of the store is compacted, and what is left of it, in revisions.
 COMPACT_EVERY_S = 0.7
 KEPT_REVISIONS = 15
-
-LOST = OutcomeUnknown("The connection was lost.")
-
-
-class Attempt:
-    """One request to one process; ends once, whatever happens to either."""
-
-    def __init__(
-        self,
-        clients: Clients,
-        process: Process,
-        ask: Callable[[Database, Callable[[Any], None]], None],
-        done: Callable[[Any], None],
-    ) -> None:
-        self._clients = clients
-        self._process = process
-        self._done: Callable[[Any], None] | None = done
-        world = clients.simulation.world
-        clients.attempts[self] = process
-        self._timer = world.callLater(PATIENCE_S, self.end, LOST)
-        world.callLater(clients.delay_s(), process.clock.enter, partial(self._arrive, ask))
-
-    def _arrive(self, ask: Callable[[Database, Callable[[Any], None]], None]) -> None:
-        database = self._process.service.database
-        ask(database, self._answered)
-
-    def _answered(self, outcome: Any) -> None:
-        if not self._process.clock.is_dead:
-            world = self._clients.simulation.world
-            world.callLater(self._clients.delay_s(), self.end, outcome)
-
-    def end(self, outcome: Any) -> None:
-        """The client has an answer, or knows that there will be none."""
-        done, self._done = self._done, None
-        if done is not None:
-            del self._clients.attempts[self]
-            if self._timer.active():
-                self._timer.cancel()
-            done(outcome)
 
 
 class Clients:
@@ -101,12 +58,14 @@ class Clients:
         first = plan.clients
         self.watchers = [Watcher(self, first + number) for number in range(WATCHERS)]
         self._holder = LeaseHolder(self)
+        self._session_holder = SessionHolder(self, first + WATCHERS)
 
     def start(self) -> None:
         world = self.simulation.world
         starts = [client.start for client in self._clients]
         starts += [watcher.start for watcher in self.watchers]
-        for start in (*starts, self._holder.start):
+        starts += [self._holder.start, self._session_holder.start]
+        for start in starts:
             world.callLater(self.random.uniform(0.0, 0.5), start)
         world.callLater(COMPACT_EVERY_S, self._compact)
 

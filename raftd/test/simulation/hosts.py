@@ -183,7 +183,7 @@ class Process:
         rate = plan.rate(host.id, host.incarnation)
         self.clock = ProcessClock(world, rate, plan.creep_s, partial(simulation.look, self))
         self.service = StoreService(
-            self._reactor,
+            self.reactor,
             StoreOptions(
                 election_timeout_ms=plan.options.election_timeout_ms,
                 check_interval_s=plan.check_interval_s,
@@ -195,7 +195,8 @@ class Process:
         simulation.network.clocks[host.id] = self.clock
 
     @property
-    def _reactor(self) -> Any:
+    def reactor(self) -> Any:
+        """Its clock, for who asks for a reactor."""
         return self.clock
 
     @property
@@ -211,20 +212,20 @@ class Process:
         log = Wal.open(
             LOG,
             host.id,
-            reactor=self._reactor,
+            reactor=self.reactor,
             segment_bytes=plan.segment_bytes,
             files=disk,
             start_worker=self._worker,
         )
         host.durable.recovered(log)
         snapshots = SnapshotStore(
-            SNAPSHOTS, self._reactor, files=disk, start_worker=self._worker
+            SNAPSHOTS, self.reactor, files=disk, start_worker=self._worker
         )
         snapshots.recover(self.machine, log.base_index, log.entries)
         settings, network = plan.options.settings(), simulation.network
         transport = SimulatedTransport(network, host.id, settings.election_timeout_s)
         self.node = node = WatchedNode(
-            self._reactor,
+            self.reactor,
             member=host.member,
             cluster_id=CLUSTER_ID,
             storage=WatchedLog(log, host.durable, disk),

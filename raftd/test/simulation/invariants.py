@@ -79,7 +79,8 @@ class Invariants:
         #: By index: what the command came to, and the digest of the state.
         self._results: dict[int, bytes] = {}
         self._digests: dict[int, bytes] = {}
-        self._keys_used: set[bytes] = set()
+        #: Idempotency keys, and commands of sessions, that have changed something.
+        self._carried_out: set[bytes | tuple[int, int]] = set()
 
     @property
     def elections(self) -> int:
@@ -192,10 +193,11 @@ class Invariants:
                 for key in store.changed_keys(revision)
             ]
         if entry.kind == EntryKind.COMMAND:
-            key = decode_command(entry.data).idempotency_key
-            if key and store.revision > before:
-                check(key not in self._keys_used, "a request is carried out twice")
-                self._keys_used.add(key)
+            command = decode_command(entry.data)
+            name = command.idempotency_key or (command.client_id, command.sequence)
+            if name != (0, 0) and store.revision > before:
+                check(name not in self._carried_out, "a request is carried out twice")
+                self._carried_out.add(name)
 
     def _check_state(self, process: Process, index: int) -> None:
         """The state as of `index` is the same wherever it comes from."""

@@ -9,6 +9,7 @@ from raftd.errors import DidNotHappen, LeaseNotFound, RaftdError
 from raftd.kv.database import Database
 from raftd.kv.operations import Put, RevokeLease
 from raftd.kv.results import LeaseResult
+from raftd.test.simulation.attempts import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +44,6 @@ class LeaseHolder:
         ask: Callable[[Database, Callable[[Any], None]], None],
         done: Callable[[Any], None],
     ) -> None:
-        from raftd.test.simulation.clients import Attempt
-
         simulation, process = self._clients.simulation, self._clients.some_process()
         if not simulation.is_active:
             return
