@@ -9,5 +9,6 @@ A defect is a piece of a module's source and what takes its place
 tests that carry its number run against that copy in a process of their own
 (`child.py`); nothing in production code knows of any of this.  A defect is
 caught if one of these tests fails.  Where the random faults of
-`test_core_random` are said to find it as well, they must.
+`test_core_random` are said to find it as well, they must.  What breaks a rule
+and is no pitfall has the number 0, and names its tests.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import signal
 import sys
 import unittest
 from collections.abc import Iterator, Sequence
