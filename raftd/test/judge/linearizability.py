@@ -15,8 +15,9 @@ from raftd.test.judge.revisions import judge_revisions
 from raftd.test.judge.search import MAX_CONFIGURATIONS, Search, Verdict
 from raftd.test.judge.watches import judge_watches
 
-#: What the two parts of an explanation may cost, in configurations; to begin a
-#: search costs one for so many operations.
+#: What finding the shortest beginning may cost, in configurations, and what
+#: each of the rest of an explanation; to begin a search costs one for so many
+#: operations.
 SHORTEST_WORK: Final = 200_000
 FEWEST_WORK: Final = 5_000
 OPERATIONS_PER_WORK: Final = 10
@@ -121,7 +122,7 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
             f"answered up to line {last.returned}; where it begins to go wrong would take "
             "too long to find"
         ]
-    search = Search(StoreModel(wrong), wrong, finds_stuck=True)
+    search = Search(StoreModel(wrong), wrong, FEWEST_WORK, finds_stuck=True)
     is_all = search.run() is Verdict.BAD
     lines = [
         f"{_keys(keys)}: whatever was answered before line {last.returned} can be put in order "
@@ -133,7 +134,9 @@ def explain(keys: Sequence[str], operations: Sequence[Operation]) -> list[str]:
         lines.append(f"  All the others in order, there could have been: {_or(states)}.")
     others = [o for o in _fewest(wrong, last, _Budget(FEWEST_WORK)) if o is not last]
     if others:
-        lines.append("  These are enough for it not to fit:")
+        is_short = len(others) <= MAX_LISTED
+        what = "These are enough for it not to fit" if is_short else "The last before it are"
+        lines.append(f"  {what}:")
         lines += _listed(others)
     unknown = len(wrong) - len(answered)
     if unknown:
@@ -248,7 +251,7 @@ def _told(operation: Operation) -> str:
 def _listed(operations: Sequence[Operation]) -> list[str]:
     lines = [f"    {_told(o)}" for o in operations[-MAX_LISTED:]]
     if len(operations) > MAX_LISTED:
-        lines.insert(0, f"    {len(operations) - MAX_LISTED} earlier ones, and")
+        lines.insert(0, f"    ({len(operations) - MAX_LISTED} earlier ones)")
     return lines
 
 
