@@ -23,6 +23,10 @@ MAX_HOSTS = 9
 #: How long a host is down, and how long other things last, in seconds.
 DOWN_S = (0.01, 2.5)
 LASTING_S = (0.1, 2.5)
+#: How long a process stops: others may elect a leader meanwhile, and more.
+PAUSE_S = (0.1, 4.0)
+#: How often whom a fault meets is a leader, if there is one.
+LEADER_SHARE = 0.4
 #: Within how many operations of its disk, or messages, a process crashes.
 MAX_STEPS = 40
 #: How often a joiner asks for its vote, and every how many seconds.
@@ -79,12 +83,25 @@ class Faults:
     # -- whom ------------------------------------------------------------------
 
     def _running(self, random: Random) -> Host | None:
+        """One that runs; rather often one that leads, for there is more to break."""
         running = [host for host in self._simulation.hosts if host.process is not None]
+        leading = [host for host in running if host.leads]
+        if leading and random.random() < LEADER_SHARE:
+            running = leading
         return random.choice(running) if running else None
 
-    def _later(self, random: Random, act: Callable[[], object]) -> None:
+    def _any(self, random: Random) -> Host:
+        """One that runs, or any if none does."""
+        return self._running(random) or random.choice(self._simulation.hosts)
+
+    def _later(
+        self,
+        random: Random,
+        act: Callable[[], object],
+        lasting_s: tuple[float, float] = LASTING_S,
+    ) -> None:
         """When it is over; not if all has been made well before."""
-        self._simulation.while_faulty(random.uniform(*LASTING_S), act)
+        self._simulation.while_faulty(random.uniform(*lasting_s), act)
 
     # -- crashes ---------------------------------------------------------------
 
@@ -95,14 +112,14 @@ class Faults:
         return host is not None
 
     def _crash_at_operation(self, random: Random) -> bool:
-        host = random.choice(self._simulation.hosts)
+        host = self._any(random)
         host.crash_at_operation(
             random.randrange(MAX_STEPS), random.random() < 0.7, random.uniform(*DOWN_S)
         )
         return True
 
     def _crash_at_message(self, random: Random) -> bool:
-        host = random.choice(self._simulation.hosts)
+        host = self._any(random)
         power_lost, down_s = random.random() < 0.5, random.uniform(*DOWN_S)
 
         def crash() -> None:
@@ -167,7 +184,8 @@ class Faults:
 
     def _cut_partly(self, random: Random) -> None:
         """One reaches only some of the others; those reach all."""
-        lonely, *others = self._ids(random)
+        lonely = self._any(random).id
+        others = [other for other in self._ids(random) if other != lonely]
         lost = [other for other in others if random.random() < 0.6]
         self._cut_links(random, [link for b in lost for link in ((lonely, b), (b, lonely))])
 
@@ -195,7 +213,7 @@ class Faults:
         return host is not None
 
     def _fill(self, random: Random) -> None:
-        host = random.choice(self._simulation.hosts)
+        host = self._any(random)
         host.disk.is_full = True
 
         def empty() -> None:
@@ -204,7 +222,7 @@ class Faults:
         self._later(random, empty)
 
     def _slow(self, random: Random) -> None:
-        host = random.choice(self._simulation.hosts)
+        host = self._any(random)
         host.disk.slowness = random.choice((10.0, 100.0, 1000.0))
 
         def hurry() -> None:
@@ -225,7 +243,7 @@ class Faults:
             if clock.is_stopped:
                 clock.go_on()
 
-        self._later(random, go_on)
+        self._later(random, go_on, PAUSE_S)
         return True
 
     # -- members ---------------------------------------------------------------

@@ -71,6 +71,11 @@ class Host:
     def name(self) -> str:
         return f"n{self.member.id}"
 
+    @property
+    def leads(self) -> bool:
+        """Whether its node takes itself for the leader."""
+        return self.process is not None and self.process.node._raft.leadership is not None
+
     def install(self, configuration: Configuration | None) -> None:
         """An empty disk, or one with the log that a cluster begins with."""
         hard_state, entries = HardState(), ()

@@ -23,9 +23,9 @@ from raftd.test.simulation.plan import Plan
 from raftd.test.simulation.world import World
 
 #: When nothing goes wrong any more, there is a leader within so many election
-#: timeouts, by the slowest clock, and within so many all have what it has.
+#: timeouts, by the slowest clock, and all have what it has within so many more.
 LEADER_WITHIN_TIMEOUTS = 12
-AGREE_WITHIN_TIMEOUTS = 30
+AGREE_WITHIN_TIMEOUTS = 12
 #: How long clients go on when there is a leader again, in seconds.
 PEACE_S = 0.7
 #: By then whatever a client waits for has come, or run into its time.
@@ -142,6 +142,7 @@ class Simulation:
             self.world.run(self.plan.faulty_s)
             self._make_well()
             self._await_leader()
+            self._await_all()
             self.world.run(self.world.now + PEACE_S)
             self.is_active = False
             self.world.run(self.world.now + CLIENTS_END_S)
@@ -215,6 +216,16 @@ class Simulation:
             )
 
         self._within(LEADER_WITHIN_TIMEOUTS, is_led, "a leader that all members follow")
+
+    def _await_all(self) -> None:
+        """All members have whatever any of them has now."""
+        last = max(process.node._raft.commit_index for process in self.processes())
+
+        def have_all() -> bool:
+            members = self._members()
+            return bool(members) and all(p.node._applier.applied_index >= last for p in members)
+
+        self._within(AGREE_WITHIN_TIMEOUTS, have_all, f"all members have applied {last}")
 
     def _await_agreement(self) -> None:
         def is_agreed() -> bool:
