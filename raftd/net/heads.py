@@ -25,6 +25,10 @@ CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+#: Statuses of answers without content, which have no length of it, nor a type
+#: (RFC 9110, 8.6: the length in a 304 would have to be that of the 200).
+_WITHOUT_CONTENT = frozenset((204, 304))
+
 #: Names that RFC 9110 changed and some versions of Python have not.
 _PHRASES = {413: "Content Too Large", 414: "URI Too Long"}
 
@@ -186,8 +190,7 @@ class Responses:
             if _forbidden_in_field(value) or _forbidden_in_field(name):
                 raise ValueError("a line break in a header field")
             connection += name + b": " + value + b"\r\n"
-        if status == 204:
-            # No content, and no length of it either (RFC 9110, 8.6).
+        if status in _WITHOUT_CONTENT:
             return prefix + connection + b"\r\n"
         if head_only:
             return b"%b%d\r\n%b\r\n" % (prefix, len(body), connection)
@@ -222,7 +225,7 @@ class Responses:
 
     def _prefix(self, status: int, content_type: bytes) -> bytes:
         prefix = b"HTTP/1.1 %d %b\r\n%b" % (status, _phrase(status), self._common)
-        if status != 204:
+        if status not in _WITHOUT_CONTENT:
             prefix += b"Content-Type: %b\r\nContent-Length: " % content_type
         self._prefixes[status, content_type] = prefix
         return prefix

@@ -289,6 +289,17 @@ class Answers(HTTPCase):
         (answer,) = self.answered()
         self.assertEqual(set(answer.headers), {"Server", "Date", "Allow"})
 
+    def test_not_modified_has_no_length(self) -> None:
+        """RFC 9110, 8.6: it would have to be that of the answer with the content."""
+        self.send(GET + b"HEAD /a HTTP/1.1\r\n" + HOST + b"\r\n")
+        for request in self.requests:
+            request.respond(304, headers=((b"ETag", b'"5"'),))
+        head = (
+            b"HTTP/1.1 304 Not Modified\r\nServer: raftd/1\r\n"
+            b'Date: Tue, 03 Feb 2026 04:05:06 GMT\r\nETag: "5"\r\n\r\n'
+        )
+        self.assertEqual(self.sent(), head + head)
+
     def test_a_second_answer_is_a_defect(self) -> None:
         self.send(GET)
         self.requests[0].respond(200)
