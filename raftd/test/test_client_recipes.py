@@ -285,6 +285,24 @@ class LockTests(ChaosCase):
         cluster.advance(0.1)
         self.assertEqual(self.keys(cluster, client), [])
 
+    def test_whoever_gives_up_with_something_to_say_leaves_nothing_behind(self) -> None:
+        """What gets out of line must be the very request that got in."""
+        cluster, _, _ = self.lead()
+        client = cluster.client()
+        lease = cluster.result(client.lease(60.0))
+        cluster.network.min_delay_s = cluster.network.max_delay_s = 0.05
+        acquiring = Lock(client, "lock", lease=lease).acquire(value="me")
+        # In line, but nobody here has heard of it.
+        database = next(iter(cluster.services.values())).database
+        cluster.advance_until(lambda: database.revision == 2)
+        acquiring.cancel()
+        cluster.advance(0.01)
+        self.assertEqual(database.revision, 2)
+        self.failureResultOf(acquiring, CancelledError)
+        cluster.advance(2.0)
+        self.assertEqual(self.keys(cluster, client), [])
+        self.held(cluster, Lock(cluster.client(), "lock").acquire(wait=False))
+
     def test_locks_that_share_a_lease(self) -> None:
         """Also two of one name: who holds a lease does not hold what it has not got."""
         cluster, _, _ = self.lead()

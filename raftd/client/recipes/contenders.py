@@ -61,6 +61,7 @@ class Contender:
         self.key = prefix + f"{kind}{lease.id}-{self._name}".encode("ascii")
         self.lease = lease
         self.token = 0
+        self._value: Text = b""
 
     @property
     def is_mine(self) -> Compare:
@@ -69,9 +70,14 @@ class Contender:
         return compare
 
     async def join(self, value: Text = b"") -> None:
-        """Get in line; called again, find out whether one is."""
+        """Get in line, saying `value`."""
+        self._value = value
+        await self._join()
+
+    async def _join(self) -> None:
+        """Called again, it is the same request, and finds out whether one is in line."""
         written = await self._client.put(
-            self.key, value, lease=self.lease, idempotency_key=f"join-{self._name}"
+            self.key, self._value, lease=self.lease, idempotency_key=f"join-{self._name}"
         )
         self.token = written.revision
 
@@ -113,7 +119,7 @@ class Contender:
             try:
                 if not self.token:
                     # Had it not been carried out yet, it would be now.
-                    await self.join()
+                    await self._join()
                 await self._client.delete(self.key)
                 return
             except LeaseNotFound:
