@@ -131,6 +131,9 @@ class Execution:
                 results.append((yield from self.carry_out(step)))
             else:
                 results.append((yield from self.step(step)))
+                if isinstance(step, Range | DeleteRangeWith) and step.range_end:
+                    # It may have come past nearly `STEP_KEYS`, and so may the next.
+                    yield
         return TransactionResult(self.revision, chosen.succeeded, results)
 
     def step(

@@ -50,7 +50,11 @@ REFUSALS = {
         Refusal("lease_exists", "There is a lease with this id already."),
         Refusal("too_many_leases", "The store has as many leases as it keeps."),
         Refusal("duplicate_key", "A transaction puts a key twice, or puts and deletes it."),
-        Refusal("too_many_operations", "A transaction has at most 128 operations."),
+        Refusal(
+            "too_many_operations",
+            "A transaction has at most 128 operations on a side, and 512 with both sides "
+            "and all compares.",
+        ),
         Refusal(
             "result_too_large",
             "The records from before, of all keys that are put, are too large for one answer.",

@@ -37,6 +37,9 @@ from raftd.kv.versions import STEP_KEYS
 #: Operations in a transaction, those of nested ones and the nested ones
 #: themselves included, of whichever side has more; and compares in each.
 MAX_OPERATIONS = 128
+#: Compares and operations in all, those of both sides and of nested ones: what
+#: looking at a transaction takes grows with the square of it.
+MAX_PARTS = 4 * MAX_OPERATIONS
 
 #: A step that is no transaction.
 SimpleStep = PutWith | DeleteRangeWith | Range | GrantLease
@@ -63,7 +66,7 @@ def simple_steps(chosen: Chosen) -> Iterator[SimpleStep]:
 
 def refusal_of(transaction: Transaction) -> Refusal | None:
     """Why it can never be carried out, whatever the state is; None if it may be."""
-    if _operations(transaction) > MAX_OPERATIONS:
+    if _operations(transaction) > MAX_OPERATIONS or _parts(transaction) > MAX_PARTS:
         return REFUSALS["too_many_operations"]
     malformed = _malformed(transaction)
     if malformed is not None:
@@ -81,6 +84,12 @@ def _operations(transaction: Transaction) -> int:
             for steps in (transaction.success, transaction.failure)
         ),
     )
+
+
+def _parts(transaction: Transaction) -> int:
+    steps = (*transaction.success, *transaction.failure)
+    nested = sum(_parts(s) for s in steps if isinstance(s, Transaction))
+    return len(transaction.compares) + len(steps) + nested
 
 
 def _malformed(transaction: Transaction) -> Refusal | None:
@@ -156,6 +165,9 @@ def choose(transaction: Transaction, view: View) -> Generator[None, None, Chosen
         if not (yield from _holds(compare, view)):
             succeeded = False
             break
+        if compare.range_end:
+            # It may have looked at nearly `STEP_KEYS`, and so may the next.
+            yield
     steps: list[SimpleStep | Chosen] = []
     for step in transaction.success if succeeded else transaction.failure:
         if isinstance(step, Transaction):

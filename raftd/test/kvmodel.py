@@ -268,7 +268,7 @@ def evaluate(state: State, query: Range, revision: int) -> RangeResult:
 def check(operation: Step) -> None:
     """Whatever can be told without the state."""
     if isinstance(operation, Transaction):
-        if operations(operation) > 128:
+        if operations(operation) > 128 or parts(operation) > 512:
             refuse("too_many_operations")
         check_keys(operation)
         touched = list(touches(operation, ()))
@@ -286,6 +286,12 @@ def operations(transaction: Transaction) -> int:
         nested = [operations(s) for s in steps if isinstance(s, Transaction)]
         counts.append(len(steps) + sum(nested))
     return max(counts)
+
+
+def parts(transaction: Transaction) -> int:
+    both = (*transaction.success, *transaction.failure)
+    nested = [parts(step) for step in both if isinstance(step, Transaction)]
+    return len(transaction.compares) + len(both) + sum(nested)
 
 
 def check_keys(transaction: Transaction) -> None:

@@ -367,6 +367,17 @@ class Bounds(TransactionCase):
         result = apply(self.store, Transaction((compare,) * 129, ()))
         self.assertEqual(code_of(result), "too_many_operations")
 
+    def test_all_sides_are_bounded_together(self) -> None:
+        """Nested ones on both sides could make it as large as a request may be."""
+        compare = Compare(b"k", b"", VERSION, EQUAL, 0)
+
+        def of_parts(count: int) -> Transaction:
+            nested = Transaction((compare,) * (count - 511), self.of(127), self.of(127))
+            return Transaction((compare,) * 128, (nested,), self.of(128))
+
+        self.assertIsInstance(apply(self.store, of_parts(512)), TransactionResult)
+        self.assertEqual(code_of(apply(self.store, of_parts(513))), "too_many_operations")
+
     def test_the_quota_is_for_the_whole(self) -> None:
         """It is refused before anything is changed."""
         each = VERSION_OVERHEAD_BYTES + 2
@@ -405,6 +416,20 @@ class Bounds(TransactionCase):
         self.assertEqual(self.refused(*steps), "result_too_large")
         results = self.run_steps(*steps[:2], Range(b"2", b"\0")).results
         self.assertEqual(results[1], PutResult(6, False, KeyValue(b"1", b"v" * 100, 3, 3, 1)))
+
+    def test_53_many_ranges_that_are_small_take_several_steps(self) -> None:
+        """Each alone is looked at, read or deleted in none."""
+        make_small(self.patch, 11)
+        for n in range(90):
+            apply(self.store, Put(b"%d" % (n + 10), b""))
+        spans = [(b"%d" % n, b"%d" % (n + 1)) for n in range(1, 9)]
+        for transaction in (
+            Transaction(tuple(Compare(*span, VERSION, EQUAL, 1) for span in spans), ()),
+            Transaction((), tuple(Range(*span) for span in spans)),
+            Transaction((), tuple(DeleteRangeWith(*span) for span in spans)),
+        ):
+            _, steps = apply_bytes(self.store, encode_operation(transaction))
+            self.assertGreaterEqual(steps, len(spans))
 
     def test_53_a_small_one_takes_no_steps_and_a_large_one_several(self) -> None:
         make_small(self.patch, 10)

@@ -292,6 +292,14 @@ _TRANSACTIONS = (
         "test_at_most_128_operations",
     ),
     _rule(
+        "one-side-at-a-time",
+        "However much a transaction has on the sides that do not come about, it is looked at.",
+        TRANSACTIONS,
+        " or _parts(transaction) > MAX_PARTS",
+        "",
+        "test_all_sides_are_bounded_together",
+    ),
+    _rule(
         "nested-ones-do-not-count",
         "The operations of nested transactions are not counted.",
         TRANSACTIONS,
