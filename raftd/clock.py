@@ -9,6 +9,7 @@ does so itself; a program that embeds raftd calls it first of all.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,10 +42,24 @@ def is_monotonic(reactor: object) -> bool:
     return not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic
 
 
-def monotonic_seconds(reactor: Any) -> Callable[[], float]:
-    """What tells how much time has passed: the time of `reactor`, unless that may jump."""
-    seconds: Callable[[], float] = reactor.seconds if is_monotonic(reactor) else time.monotonic
-    return seconds
+def boot_seconds() -> float:
+    """
+    Monotonic time that on Linux also counts while the machine is suspended,
+    when `time.monotonic` stands still.
+    """
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    else:
+        return time.monotonic()
+
+
+def elapsed_seconds(reactor: Any) -> Callable[[], float]:
+    """
+    What tells how much time has passed for everybody: `boot_seconds`, unless
+    `reactor` is a test's, which owns its time.
+    """
+    seconds: Callable[[], float] = reactor.seconds
+    return boot_seconds if isinstance(reactor, ReactorBase) else seconds
 
 
 def warn_unless_monotonic(

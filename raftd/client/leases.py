@@ -3,8 +3,8 @@ A lease that is kept alive, and that knows when it may be over.
 
 The time is counted from when a keep-alive was *sent*: the cluster counts from
 when it arrived, so that the lease is over here no later than there.  It is
-counted by a clock that nobody can set, and a little faster than that clock
-says, for no two clocks run alike.
+counted by a clock that nobody can set, and that goes on while the machine is
+suspended; and a little faster than that clock says, for no two clocks run alike.
 """
 
 from __future__ import annotations
@@ -135,10 +135,12 @@ class Lease:
     # -- keeping it alive ------------------------------------------------------------
 
     async def _keep_alive(self) -> None:
-        """Until there is no such lease, or this is cancelled."""
+        """Until there is no such lease, or it may be over, or this is cancelled."""
         failures = 0
         while True:
             await deferLater(self._clock, self._pause_s(failures))
+            if not self.is_held:
+                return  # the machine was suspended, which timers do not count
             try:
                 answer = await self._requester.ask(
                     "POST",

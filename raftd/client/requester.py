@@ -47,7 +47,7 @@ from twisted.web.iweb import IResponse
 
 from raftd.client.bodies import Bytes, TooLong, collect
 from raftd.client.errors import Unreachable, error_of
-from raftd.clock import monotonic_seconds
+from raftd.clock import elapsed_seconds
 from raftd.errors import DidNotHappen, OutcomeUnknown, Overloaded, RaftdError, Stopped
 
 #: The longest pause before all servers are asked once more, in seconds; the
@@ -168,8 +168,8 @@ class Requester:
     """
     Asks `servers`, each a `host:port`; it stays with one that answers.
 
-    `clock` is for pauses and time limits, `seconds` its monotonic time, `agent`
-    what treq sends with.
+    `clock` is for pauses and time limits, `seconds` tells how much time has
+    passed, `agent` is what treq sends with.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Requester:
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"A timeout is above 0 and up to {MAX_TIMEOUT_S:g} seconds.")
         self.clock = clock
-        self.seconds = monotonic_seconds(clock)
+        self.seconds = elapsed_seconds(clock)
         self.timeout_s = timeout_s
         self.draw = draw
         #: What ends with the client: watches, leases.

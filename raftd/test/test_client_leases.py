@@ -87,6 +87,19 @@ class KeepAliveTests(LeaseCase):
 
 
 class LostTests(LeaseCase):
+    def test_a_machine_that_was_suspended(self) -> None:
+        """Timers have not counted that time; the servers have."""
+        seconds = self.clock.seconds
+        lease = self.granted()
+        lost = lease.lost()
+        self.advance(1.0)
+        self.client.requester.seconds = lambda: seconds() + 3600.0
+        self.assertFalse(lease.is_held)
+        self.advance(LASTING_S / KEEP_ALIVES_PER_TTL - 1.0)
+        self.successResultOf(lost)
+        self.last(1)
+        self.assertQuiet()
+
     def lost_at(self, lease: Lease, react: Any) -> float:
         """When it is over, if servers react so."""
         lost = lease.lost()

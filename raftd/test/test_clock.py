@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from unittest.mock import Mock
 
@@ -12,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.clock import is_monotonic, use_monotonic, warn_unless_monotonic
+from raftd.clock import elapsed_seconds, is_monotonic, use_monotonic, warn_unless_monotonic
 from raftd.test.processes import PATIENCE_S, PYTHON, environment
 
 #: A reactor with a timer of TIMER_S, whose wall clock steps once the timer is
@@ -115,3 +116,20 @@ class UseMonotonicTests(SynchronousTestCase):
         warn_unless_monotonic(reactor)
         warn_unless_monotonic(Clock())
         seen.assert_not_called()
+
+
+class ElapsedTests(SynchronousTestCase):
+    def test_time_while_the_machine_is_suspended_counts(self) -> None:
+        reactor = SelectReactor()
+        self.addCleanup(reactor.removeAll)
+        use_monotonic(reactor)
+        self.patch(time, "clock_gettime", {time.CLOCK_BOOTTIME: 3600.0}.__getitem__)
+        self.assertEqual(elapsed_seconds(reactor)(), 3600.0)
+
+    if sys.platform != "linux":
+        test_time_while_the_machine_is_suspended_counts.skip = "There is no such clock."
+
+    def test_a_test_owns_its_time(self) -> None:
+        clock = Clock()
+        clock.advance(5.0)
+        self.assertEqual(elapsed_seconds(clock)(), 5.0)
