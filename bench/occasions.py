@@ -7,8 +7,10 @@ Each function starts the clusters that it needs and answers one sample.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +19,8 @@ from http.client import HTTPConnection, HTTPException
 from statistics import median
 
 from load import Load, Sample, fill, run
-from processes import Failed
-from systems import HTTPCluster, Raftd
+from processes import Child, Failed
+from systems import HERE, HTTPCluster, Raftd, python_path
 
 MANY_KEYS = 1_000_000
 
@@ -31,22 +33,49 @@ KILLS = 50
 #: Changes that each watcher must see.
 WATCHED_WRITES = 50
 
-#: So small that a node is always at a snapshot while it is written to.
-ALWAYS_SNAPSHOT_BYTES = 1 << 20
-
 #: So large that it never takes one.
 NEVER_SNAPSHOT_BYTES = 1 << 40
 
-#: How long to ask again after a request that failed.
+#: When a client asks again whose request has failed.
 AGAIN_S = 0.01
 
-
-class OftenSnapshots(Raftd):
-    options = (f"--snapshot-threshold-bytes={ALWAYS_SNAPSHOT_BYTES}",)
+#: How long such a client waits for one node before it asks another.
+PATIENCE_S = 0.3
 
 
 class NoSnapshots(Raftd):
     options = (f"--snapshot-threshold-bytes={NEVER_SNAPSHOT_BYTES}",)
+
+
+class ProbedRaftd(Raftd):
+    """Its nodes take snapshots when they are told to, and at no other time."""
+
+    def launch(self, node: int) -> Child:
+        directory = self.node_directory(node)
+        command = [sys.executable, os.path.join(HERE, "probed_server.py"), directory]
+        command.append(f"localhost:{self.ports[node]}")
+        if self.children:
+            command.append(f"localhost:{self.ports[0]}")
+        return Child(command, directory, python_path(), answers=True)
+
+
+class Repeated:
+    """A thread that asks a node for the same thing, again and again."""
+
+    def __init__(self, child: Child, command: str) -> None:
+        self.done = 0
+        self.over = False
+        self._thread = threading.Thread(target=self._run, args=(child, command))
+        self._thread.start()
+
+    def _run(self, child: Child, command: str) -> None:
+        while not self.over:
+            child.ask(command)
+            self.done += 1
+
+    def stop(self) -> None:
+        self.over = True
+        self._thread.join()
 
 
 # -- failover ---------------------------------------------------------------------
@@ -73,7 +102,8 @@ def _time_without_leader(cluster: HTTPCluster, leader: int) -> float:
     n = 0
     while time.perf_counter() - began < 60:
         # A client that is refused goes on with another node.
-        connection = HTTPConnection("127.0.0.1", others[n % len(others)], timeout=10)
+        port = others[n % len(others)]
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         n += 1
         try:
             cluster.put(connection, "failover", str(n))
@@ -139,24 +169,26 @@ def replay(parent: str, entries: int = MANY_KEYS) -> Sample:
 
 
 def snapshots(parent: str, seconds: float, keys: int = MANY_KEYS) -> Sample:
-    """p99 of writes while a snapshot follows the other, against none at all."""
+    """p99 of writes while one snapshot of the leader follows the other, against none."""
     load = Load(64, keys=keys, value_bytes=SMALL_VALUE_BYTES)
-    with NoSnapshots(parent) as cluster:
-        fill(cluster, keys, SMALL_VALUE_BYTES)
-        without = run(cluster, cluster.leader(), load, seconds)
-    with OftenSnapshots(parent) as cluster:
+    with ProbedRaftd(parent) as cluster:
         fill(cluster, keys, SMALL_VALUE_BYTES)
         leader = cluster.leader()
-        before = cluster.status(leader)["snapshot_index"]
-        during = run(cluster, leader, load, seconds)
-        taken = cluster.status(leader)["snapshot_index"] > before
-    more = {
+        without = run(cluster, leader, load, seconds)
+        taking = Repeated(cluster.children[leader], "snapshot")
+        try:
+            during = run(cluster, leader, load, seconds)
+        finally:
+            taking.stop()
+    return replace(during, more={**compared(during, without), "snapshots": taking.done})
+
+
+def compared(during: Sample, without: Sample) -> dict[str, float]:
+    return {
         "p99_of_without": during.p99_ms / without.p99_ms,
         "p99_without_ms": without.p99_ms,
         "rate_of_without": during.rate / without.rate,
-        "snapshot_taken": float(taken),
     }
-    return replace(during, more=more)
 
 
 def catch_up(parent: str, seconds: float, keys: int = MANY_KEYS) -> Sample:
@@ -171,13 +203,7 @@ def catch_up(parent: str, seconds: float, keys: int = MANY_KEYS) -> Sample:
         during = run(cluster, leader, load, seconds)
         cluster.await_serving(fourth)
         took = time.perf_counter() - began
-    more = {
-        "p99_of_without": during.p99_ms / without.p99_ms,
-        "p99_without_ms": without.p99_ms,
-        "rate_of_without": during.rate / without.rate,
-        "caught_up_s": took,
-    }
-    return replace(during, more=more)
+    return replace(during, more={**compared(during, without), "caught_up_s": took})
 
 
 # -- watches ----------------------------------------------------------------------------------

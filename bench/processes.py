@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 #: No outgoing connection of the system has one of these by chance.
 PORTS = range(20_000, 30_000)
@@ -53,18 +55,41 @@ class Child:
     """A process, its output in a file that is shown if it ends on its own."""
 
     def __init__(
-        self, command: Sequence[str], directory: str, environment: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        directory: str,
+        environment: Mapping[str, str],
+        answers: bool = False,
     ) -> None:
+        """`answers`: it takes commands and answers them, as `probed_server.py` does."""
         self._output = os.path.join(directory, "output.log")
         with open(self._output, "ab") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
                 env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if answers else output,
                 stderr=output,
             )
+        if answers:
+            self._answer()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """A line of JSON for a command."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.check()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def check(self) -> None:
         """`Failed` if it has ended."""

@@ -218,6 +218,12 @@ def post(path: str, before: str, after: str, key_bytes: int) -> tuple[bytes, byt
     return (head + before).encode(), after.encode()
 
 
+def python_path() -> dict[str, str]:
+    """So that the raftd beside this file is what runs, wherever it runs."""
+    paths = os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class Raftd(HTTPCluster):
     name = "raftd"
     needs = "raftd itself: run it with a Python that has its dependencies"
@@ -235,7 +241,16 @@ class Raftd(HTTPCluster):
         for node in range(self.size):
             self.children.append(self.launch(node))
             self.await_serving(node)
-        self.await_leader()
+        until(self._is_complete, START_TIMEOUT_S, "every node knows that all have a vote")
+
+    def _is_complete(self) -> bool:
+        """A member learns before it votes: until then, the others are the quorum."""
+        for node in range(self.size):
+            self.children[node].check()
+            members = self.status(node)["members"]
+            if [member["role"] for member in members] != ["voter"] * self.size:
+                return False
+        return True
 
     def launch(self, node: int) -> Child:
         directory = self.node_directory(node)
@@ -243,12 +258,8 @@ class Raftd(HTTPCluster):
         if not os.path.exists(os.path.join(directory, "output.log")):
             first = f"localhost:{self.ports[0]}"
             arguments.append(f"--join={first}" if self.children else "--init")
-        python_path = [os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")]
-        return Child(
-            [sys.executable, "-m", "twisted", "raftd", *arguments],
-            directory,
-            {"PYTHONPATH": os.pathsep.join(filter(None, python_path))},
-        )
+        command = [sys.executable, "-m", "twisted", "raftd", *arguments]
+        return Child(command, directory, python_path())
 
     def add(self) -> int:
         """A further member; returns before it has caught up."""
@@ -448,7 +459,7 @@ class Constant(HTTPCluster):
         return Child(
             [sys.executable, script, str(self.ports[node])],
             self.node_directory(node),
-            {"PYTHONPATH": os.path.dirname(HERE)},
+            python_path(),
         )
 
     def leads(self, node: int) -> bool | None:
