@@ -127,8 +127,8 @@ class Network:
         """What the timers of a process run on."""
         return self.clock
 
-    def deliver(self, target: MemberId, arrive: Callable[[], None]) -> None:
-        """A message has arrived at the host of `target`."""
+    def deliver(self, source: MemberId, target: MemberId, arrive: Callable[[], None]) -> None:
+        """A message of `source` has arrived at the host of `target`."""
         arrive()
 
     def resets(self, member_id: MemberId) -> bool:
@@ -159,7 +159,7 @@ class Line:
         if source in self._lost or self._network.loses(source, target):
             self._lost.add(source)
         else:
-            self._network.deliver(target, arrive)
+            self._network.deliver(source, target, arrive)
 
 
 class Channel:

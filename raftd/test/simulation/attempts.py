@@ -37,7 +37,9 @@ class Attempt:
         world = clients.simulation.world
         clients.attempts[self] = process
         self._timer = world.callLater(PATIENCE_S, self.end, LOST)
-        world.callLater(clients.delay_s(), process.clock.enter, partial(self._arrive, ask))
+        world.callLater(
+            clients.delay_s(), process.clock.enter, partial(self._arrive, ask), self
+        )
 
     def _arrive(self, ask: Callable[[Database, Callable[[Any], None]], None]) -> None:
         database = self._process.service.database

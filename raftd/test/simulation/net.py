@@ -57,7 +57,7 @@ class SimulatedNetwork(Network):
         clock: IReactorTime = self.clocks[member_id]
         return clock
 
-    def deliver(self, target: MemberId, arrive: Callable[[], None]) -> None:
+    def deliver(self, source: MemberId, target: MemberId, arrive: Callable[[], None]) -> None:
         clock = self.clocks.get(target)
         if clock is None or clock.is_dead:
             arrive()  # it will find nobody there
@@ -70,7 +70,7 @@ class SimulatedNetwork(Network):
                 act()
                 arrive()
                 return
-        clock.enter(arrive)
+        clock.enter(arrive, source)
 
     def loses(self, source: MemberId, target: MemberId) -> bool:
         lost = super().loses(source, target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from random import Random
 from struct import Struct
@@ -176,8 +176,8 @@ class ProcessClock:
         self._offset = -world.now * rate
         self._stopped_at = 0.0
         self._clock_stops = False
-        #: What waits, while the process is stopped.
-        self._waiting: deque[Act] | None = None
+        #: What waits, while the process is stopped, by where it comes from.
+        self._waiting: dict[Hashable, list[Act]] | None = None
         #: Timers whose time has not come, because the clock has stopped as well.
         self._unripe: list[Timer] = []
 
@@ -225,12 +225,16 @@ class ProcessClock:
             self.world.push(self.world.now + left / self.rate, timer)
         return False
 
-    def enter(self, act: Act) -> None:
-        """Something happens in the process, now or when it goes on."""
+    def enter(self, act: Act, source: Hashable = None) -> None:
+        """
+        Something happens in the process, now or when it goes on.
+
+        `source` is whose message it is; None for what is the process's own.
+        """
         if self.is_dead:
             return
         if self._waiting is not None:
-            self._waiting.append(act)
+            self._waiting.setdefault(source, []).append(act)
             return
         act()
         if not self.is_dead:
@@ -242,17 +246,22 @@ class ProcessClock:
 
     def stop(self, with_clock: bool) -> None:
         """The process stops, as by SIGSTOP; `with_clock`, as a virtual machine does."""
-        self._waiting = deque()
+        self._waiting = {}
         self._stopped_at = self.world.now
         self._clock_stops = with_clock
 
     def go_on(self) -> None:
-        """What has waited happens now, in its order."""
-        waiting, self._waiting = self._waiting, None
+        """
+        What has waited happens now: each source's in its order, the sources in
+        any, for nobody can tell what has come first on different connections.
+        """
+        waiting, self._waiting = list((self._waiting or {}).values()), None
+        self.world.random.shuffle(waiting)
         unripe, self._unripe = self._unripe, []
         if self._clock_stops:
             self._offset -= (self.world.now - self._stopped_at) * self.rate
-        for act in waiting or ():
-            self.callLater(0, act)
+        for acts in waiting:
+            for act in acts:
+                self.callLater(0, act)
         for timer in unripe:
             self.world.push(self.world.now, timer)
