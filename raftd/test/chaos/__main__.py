@@ -1,0 +1,117 @@
+"""
+    python -m raftd.test.chaos --nodes 3 --minutes 1 --seed 1
+    python -m raftd.test.chaos --nodes 3 --minutes 1 --seed 1 --system etcd
+
+The last line is `operations, faults by kind, linearizable n/n, share unknown,
+locks held, time without service, violations`; the status is 1 if there were any.
+A run that was bad leaves its histories and logs, and says where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from raftd.test.chaos import sandbox
+from raftd.test.chaos.faults import FAULTS
+from raftd.test.chaos.run import SYSTEMS, Outcome, Plan, Run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m raftd.test.chaos")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--system", choices=sorted(SYSTEMS), default="raftd")
+    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument(
+        "--network",
+        choices=("namespaces", "loopback"),
+        help="namespaces if the machine allows them",
+    )
+    parser.add_argument(
+        "--only", default="", help=f"these faults, separated by commas: {', '.join(FAULTS)}"
+    )
+    parser.add_argument("--faketime", type=Path, help="libfaketimeMT.so.1, if not installed")
+    parser.add_argument("--keep", type=Path, help="keep everything here, good or bad")
+    parser.add_argument("--verbose", action="store_true", help="tell of each fault")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """The status to exit with."""
+    options = parser().parse_args(arguments)
+    is_inside = sandbox.INSIDE in os.environ
+    if not is_inside and options.network != "loopback":
+        prefix = sandbox.command()
+        if prefix is not None:
+            return sandbox.run_inside(prefix, arguments)
+        if options.network == "namespaces" or options.system == "etcd":
+            print("this machine does not allow namespaces", file=sys.stderr)
+            return 2
+    if is_inside:
+        sandbox.end_with_parent()
+    signal.signal(signal.SIGTERM, _interrupt)
+    return _run(options, arguments, is_inside)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(options: argparse.Namespace, arguments: list[str], is_inside: bool) -> int:
+    if options.keep is not None:
+        options.keep.mkdir(parents=True)
+        directory = options.keep.resolve()
+    else:
+        directory = Path(tempfile.mkdtemp(prefix="raftd-chaos-"))
+    only = tuple(filter(None, options.only.split(",")))
+    plan = Plan(
+        system=options.system,
+        nodes=options.nodes,
+        seconds=options.minutes * 60,
+        seed=options.seed,
+        clients=options.clients,
+        directory=directory,
+        has_namespaces=is_inside,
+        faketime=options.faketime,
+        only=only,
+        is_verbose=options.verbose,
+    )
+    is_kept = options.keep is not None
+    try:
+        outcome = Run(plan, lambda text: print(text, flush=True)).run()
+        is_kept = is_kept or not outcome.is_good
+        _report(outcome, directory, arguments)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    except Exception:
+        is_kept = True
+        print(f"kept: {directory}", flush=True)
+        raise
+    finally:
+        if not is_kept:
+            shutil.rmtree(directory, ignore_errors=True)
+    return 0 if outcome.is_good else 1
+
+
+def _report(outcome: Outcome, directory: Path, arguments: list[str]) -> None:
+    for text in outcome.violations:
+        print(text)
+    if not outcome.is_good:
+        print(f"kept: {directory}")
+        print(f"again: python -m raftd.test.chaos {shlex.join(arguments)}")
+    print(outcome, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
