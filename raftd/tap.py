@@ -54,6 +54,10 @@ MAX_REVISIONS = 1 << 53
 
 #: The longest of any timeout that can be asked for.
 MAX_TIMEOUT_MS = 3_600_000
+#: The longest time that a client's request may wait.  A write that still waits
+#: here must not be proposed when its idempotency key, with which it was sent to
+#: another node and carried out, is forgotten (`raftd.idempotency.KEY_TTL_MS`).
+MAX_REQUEST_TIMEOUT_MS = 240_000
 
 #: How long an orderly stop may take before the process ends without it: what
 #: was acknowledged is on disk already.
@@ -169,8 +173,12 @@ class Options(usage.Options):
             self._check_names()
         except BadAnswer as e:
             raise usage.UsageError(str(e)) from None
-        for name in ("heartbeat-interval-ms", "election-timeout-ms", "request-timeout-ms"):
-            self[name] = _whole(name, self[name], MAX_TIMEOUT_MS, "milliseconds")
+        for name, most in (
+            ("heartbeat-interval-ms", MAX_TIMEOUT_MS),
+            ("election-timeout-ms", MAX_TIMEOUT_MS),
+            ("request-timeout-ms", MAX_REQUEST_TIMEOUT_MS),
+        ):
+            self[name] = _whole(name, self[name], most, "milliseconds")
         name = "snapshot-threshold-bytes"
         self[name] = _whole(name, self[name], MAX_THRESHOLD_BYTES, "bytes")
         for name, most, unit in (

@@ -57,9 +57,10 @@ MIN_PAUSE_S = 0.02
 #: How long a server may be silent over an answer: longer than it waits itself
 #: for a leader and a quorum, by default, before it says that there is none.
 ATTEMPT_TIMEOUT_S = 6.0
-#: The longest that a request may be tried in all: well within the hour for
-#: which servers keep idempotency keys.
-MAX_TIMEOUT_S = 1800.0
+#: The longest that a request may be tried in all.  A server may let the last
+#: attempt wait for as long again, at most, and that is well within the ten minutes
+#: for which idempotency keys are kept.
+MAX_TIMEOUT_S = 240.0
 #: Requests that are under way at once, each with a connection; further ones
 #: wait, up to so many.  Keep-alives and watches are not among them.
 MAX_AT_ONCE = 128

@@ -14,7 +14,7 @@ from raftd.ctl.output import FORMATS
 
 #: How long a request may take in all, in seconds, if nothing else is said.
 TIMEOUT_S = 10.0
-MAX_TIMEOUT_S = 1800
+MAX_TIMEOUT_S = 240
 #: How wide the text of `--help` is.
 WIDTH = 79
 #: The longest time that can be asked for, in seconds.

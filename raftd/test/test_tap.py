@@ -11,12 +11,15 @@ from twisted.logger import LogLevel, jsonFileLogObserver, textFileLogObserver
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.client.requester import MAX_TIMEOUT_S
 from raftd.console import Answers, Console, EndOfInput
 from raftd.errors import DirectoryInUse, Fatal
+from raftd.idempotency import KEY_TTL_MS
 from raftd.interfaces import Stage
 from raftd.logs import HeldLog
 from raftd.outlet import Outlet
 from raftd.tap import (
+    MAX_REQUEST_TIMEOUT_MS,
     MAX_THRESHOLD_BYTES,
     MAX_TIMEOUT_MS,
     STOP_TIMEOUT_S,
@@ -80,9 +83,17 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn("five heartbeats", self.refused("--heartbeat-interval-ms", "121"))
 
     def test_times_are_checked(self) -> None:
-        for option in ("heartbeat-interval", "election-timeout", "request-timeout"):
-            for value in ("0", "-1", "soon", "", "1.5", str(MAX_TIMEOUT_MS + 1)):
+        for option, most in (
+            ("heartbeat-interval", MAX_TIMEOUT_MS),
+            ("election-timeout", MAX_TIMEOUT_MS),
+            ("request-timeout", MAX_REQUEST_TIMEOUT_MS),
+        ):
+            for value in ("0", "-1", "soon", "", "1.5", str(most + 1)):
                 self.assertIn(f"--{option}-ms takes", self.refused(f"--{option}-ms={value}"))
+
+    def test_29_no_write_waits_for_longer_than_its_idempotency_key_is_kept(self) -> None:
+        """Behind a client that has tried for as long as it may, and asked here last."""
+        self.assertLess(MAX_REQUEST_TIMEOUT_MS + 1000 * MAX_TIMEOUT_S, KEY_TTL_MS)
 
     def test_bytes_are_checked(self) -> None:
         option = "--snapshot-threshold-bytes"

@@ -27,7 +27,7 @@ from raftd.interfaces import IRequest
 #: When to try again, in seconds: about the time that an election takes.
 RETRY_AFTER = (b"Retry-After", b"1")
 
-#: Idempotency keys go one by one as their hour ends.
+#: Idempotency keys go one by one as their ten minutes end.
 _RETRY_MUCH_LATER = (b"Retry-After", b"60")
 
 #: What is read must not be answered from somebody's cache, which knows nothing

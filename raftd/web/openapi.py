@@ -126,7 +126,8 @@ _IF_NONE_MATCH = _field(
 _LAST_EVENT_ID = _field("Last-Event-ID", "Of a watch: go on behind this revision.", COUNT)
 _IDEMPOTENCY_KEY = _field(
     "Idempotency-Key",
-    "A retry with the same key is not carried out again, and gets the first answer.",
+    "A retry with the same key, within ten minutes, is not carried out again, and gets the "
+    "first answer.",
     {"type": "string", "pattern": rf"^[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_BYTES}}}$"},
 )
 
