@@ -106,6 +106,9 @@ def run_simulation(count: int) -> Verdict:
 
 
 def main(what: str, *arguments: str) -> None:
+    # A shell that starts something in the background has it ignored, and so
+    # would every process that a test starts and means to interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if what == "tests":
         verdict = run_tests(arguments)
     elif what == "seeds":

@@ -54,7 +54,8 @@ IDEMPOTENCY = (
         KEYS,
         "table.size >= MAX_RESULT_BYTES:\n            return _FULL\n",
         "table.size >= MAX_RESULT_BYTES:\n"
-        "            table._drop(*next(iter(table.records.items())))\n",
+        "            oldest = table.order.at(table.order.front)\n"
+        "            table._drop(oldest, table.records.get(oldest))\n",
     ),
     Defect(
         29,
