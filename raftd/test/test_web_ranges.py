@@ -78,6 +78,12 @@ class Spans(SynchronousTestCase):
 
 
 class Listings(WebCase):
+    def test_conditions_are_for_one_key(self) -> None:
+        """Of a listing or a watch there is no tag that could match."""
+        for target in (b"/db/", b"/db/?watch", b"/db/k?watch", b"/db/k?wait=5"):
+            self.assertRefused(self.ask("GET", target, if_match='"5"'), "one key")
+            self.assertRefused(self.ask("GET", target, if_none_match='"5"'), "one key")
+
     def query(self, query: bytes) -> Range:
         """What the store is asked for."""
         self.ask("GET", b"/db/?" + query, outcome=EMPTY)

@@ -65,6 +65,7 @@ from raftd.web.fields import (
     IF_NONE_MATCH,
     Fields,
     check_content,
+    refuse_conditions,
     retry,
     special,
 )
@@ -131,6 +132,7 @@ def _get_with(
 ) -> None:
     """A read with parameters or conditions; or a watch."""
     if is_wanted(request.query):
+        refuse_conditions(fields)
         watching.handle(request, database, Span(key, b""))
         return
     parameters = Parameters(request.query, READ_PARAMETERS, "A read of a key")

@@ -80,8 +80,13 @@ def unconditional_retry(request: IRequest) -> bytes:
     if fields is None:
         return b""
     check_content(fields)
+    refuse_conditions(fields)
+    return retry(request, fields)
+
+
+def refuse_conditions(fields: Fields) -> None:
+    """`BadRequest` if there are any, where they cannot be kept to."""
     if IF_MATCH in fields or IF_NONE_MATCH in fields:
         raise BadRequest(
             "If-Match and If-None-Match are for one key; a transaction has compares."
         )
-    return retry(request, fields)

@@ -38,7 +38,7 @@ from raftd.web.answers import (
     not_allowed,
     options,
 )
-from raftd.web.fields import unconditional_retry
+from raftd.web.fields import refuse_conditions, special, unconditional_retry
 from raftd.web.parameters import Parameters
 from raftd.web.records import slices
 from raftd.web.watch import Watching, is_wanted
@@ -97,6 +97,7 @@ def handle(request: IRequest, database: IDatabase, watching: Watching) -> None:
 
 
 def _list(request: IRequest, database: IDatabase, watching: Watching) -> None:
+    refuse_conditions(special(request.headers) or {})
     if is_wanted(request.query):
         watching.handle(request, database)
         return
