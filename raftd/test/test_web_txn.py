@@ -165,6 +165,7 @@ class Bodies(TransactionCase):
         for body, words in (
             (b"", ["not JSON"]),
             (b"{", ["not JSON"]),
+            (b"{x", ["not JSON: object keys must be strings"]),
             (b"\xff", ["not JSON"]),
             (b'{"then":[{"put":{"key":"\\ud800","value":""}}]}', ["not JSON"]),
             (b'{"then":[{"put":{"key":"\xff","value":""}}]}', ["not JSON"]),

@@ -175,7 +175,8 @@ def parse(body: bytes) -> Transaction:
         why, where = found.groups() if found else (str(e), "the body")
         raise BadRequest(f"In {where}: {why[:1].lower()}{why[1:]}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise BadRequest(f"The body is not JSON: {str(e)[:1].lower()}{str(e)[1:]}.") from None
+        why = str(e).removeprefix("JSON is malformed: ")
+        raise BadRequest(f"The body is not JSON: {why[:1].lower()}{why[1:]}.") from None
     except RecursionError:
         raise BadRequest("Transactions are nested too deeply.") from None
     return _transaction(wanted, "")
