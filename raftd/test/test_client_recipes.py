@@ -316,6 +316,8 @@ class LockTests(ChaosCase):
         cluster.result(one.release())
         third = self.held(cluster, again)
         self.assertTrue(lease.is_held)
+        self.assertFalse(one.is_held)
+        self.assertTrue(third.is_held)
         cluster.result(lease.revoke())
         self.assertFalse(third.is_held)
         self.assertEqual(self.keys(cluster, client), [])

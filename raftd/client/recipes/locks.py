@@ -46,6 +46,7 @@ class Held:
         self.token = contender.token
         self._contender = contender
         self._owns_lease = owns_lease
+        self._is_released = False
 
     @property
     def key(self) -> bytes:
@@ -59,11 +60,14 @@ class Held:
 
     @property
     def is_held(self) -> bool:
-        """Whether the lease certainly is not over yet."""
-        return self._contender.lease.is_held
+        """Whether it was not released, and the lease certainly is not over yet."""
+        return not self._is_released and self._contender.lease.is_held
 
     def lost(self) -> Deferred[None]:
-        """Fires when it may be lost, or was released."""
+        """
+        Fires when the lease may be over: also at a release, unless the lease
+        was given to the lock, and goes on.
+        """
         return self._contender.lease.lost()
 
     @deferred
@@ -73,6 +77,7 @@ class Held:
 
         If that fails, it is let go when its lease is over.
         """
+        self._is_released = True
         await _leave(self._contender, self._owns_lease)
 
     async def __aenter__(self) -> Held:
