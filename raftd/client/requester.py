@@ -5,6 +5,8 @@ A request is sent to one server after the other until there is an answer that
 settles it, or its time is up.  Reads may be sent as often as it takes.  A write
 carries an idempotency key, so that it may be, too: however often it was sent,
 it is carried out at most once, and every answer is that of the first time.
+Only if the cluster has no room for the key is it sent without, and then not
+again after an attempt that may have been carried out.
 
 What an attempt leaves behind, if it was a write:
 
@@ -48,7 +50,14 @@ from twisted.web.iweb import IResponse
 from raftd.client.bodies import Bytes, TooLong, collect
 from raftd.client.errors import Unreachable, error_of
 from raftd.clock import elapsed_seconds
-from raftd.errors import DidNotHappen, OutcomeUnknown, Overloaded, RaftdError, Stopped
+from raftd.errors import (
+    DidNotHappen,
+    IdempotencyTableFull,
+    OutcomeUnknown,
+    Overloaded,
+    RaftdError,
+    Stopped,
+)
 
 #: The longest pause before all servers are asked once more, in seconds; the
 #: first is the shortest, and each is up to twice as long as the one before.
@@ -67,6 +76,8 @@ MAX_AT_ONCE = 128
 MAX_QUEUED = 100_000
 #: The longest answer that is read, in bytes: a page of a listing is the longest.
 MAX_ANSWER_BYTES = 64 << 20
+
+_IDEMPOTENCY_KEY = "Idempotency-Key"
 
 #: How it ends if nothing was sent.
 _NOT_SENT = (ConnectError, ConnectingCancelledError, DNSLookupError, RequestNotSent)
@@ -120,6 +131,7 @@ class _Request(msgspec.Struct, frozen=True):
     What is asked.  `is_change`: it must not be carried out twice; `is_once`:
     servers cannot see to that, so that it is not sent again after an attempt
     that may have been carried out.  `attempt_s`: how long a server may be silent.
+    `is_key_drawn`: it has an idempotency key that nobody else knows.
     """
 
     method: str
@@ -129,6 +141,12 @@ class _Request(msgspec.Struct, frozen=True):
     is_change: bool
     is_once: bool = False
     attempt_s: float = ATTEMPT_TIMEOUT_S
+    is_key_drawn: bool = False
+
+    def without_key(self) -> _Request:
+        """The same without its key; so it must not be carried out twice."""
+        headers = {n: v for n, v in self.headers.items() if n != _IDEMPOTENCY_KEY}
+        return msgspec.structs.replace(self, headers=headers, is_once=True, is_key_drawn=False)
 
 
 class _Tried:
@@ -251,11 +269,22 @@ class Requester:
 
         `DidNotHappen` if it certainly was not, `OutcomeUnknown` if nobody
         could say in time.  `once` is for what takes no idempotency key: then
-        nobody can say already when one attempt has broken off.
+        nobody can say already when one attempt has broken off.  The same goes
+        for a write whose key the cluster has no room for, unless it is the
+        caller's own `idempotency_key`, for which there is to be room first.
         """
+        is_drawn = idempotency_key is None
         key = uuid4().hex if idempotency_key is None else idempotency_key
-        sent = {**(headers or {}), "Idempotency-Key": key}
-        request = _Request(method, path + query(parameters), sent, body, True, once)
+        sent = {**(headers or {}), _IDEMPOTENCY_KEY: key}
+        request = _Request(
+            method,
+            path + query(parameters),
+            sent,
+            body,
+            True,
+            once,
+            is_key_drawn=is_drawn,
+        )
         return await self._in_turn(request)
 
     async def ask(
@@ -351,8 +380,17 @@ class Requester:
             answer = await self._attempt(server, request, deadline, tried)
             if answer is not None and _settles(answer, tried):
                 return answer
-            self.avoid(server)
             tried.count += 1
+            if (
+                request.is_key_drawn
+                and not tried.may_have_happened
+                and isinstance(tried.reasons.get(server), IdempotencyTableFull)
+            ):
+                # It certainly did not happen.  An attempt that may have, by now
+                # or later, must never be followed by one without a key.
+                request = request.without_key()
+                continue
+            self.avoid(server)
             if not self._is_closed:
                 await self._pause(tried.count, deadline)
 

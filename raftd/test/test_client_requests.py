@@ -226,8 +226,48 @@ class WriteTests(ClientCase):
         self.last(2).refuse(412, "precondition_failed", mod_revision=5)
         self.assertEqual(self.failureResultOf(put, PreconditionFailed).value.mod_revision, 5)
 
-    def test_a_full_table_is_waited_for(self) -> None:
+    def test_29_what_there_is_no_key_for_is_sent_without_one_but_not_twice(self) -> None:
+        """A full table answers out of the log: that attempt has changed nothing."""
+
+        def refused() -> Deferred[Any]:
+            self.setUp()
+            put = self.put()
+            self.last(1).fail(ConnectionRefusedError())
+            self.last(2).refuse(429, "idempotency_table_full")
+            asked = self.last(3)
+            self.assertIsNone(asked.headers.getRawHeaders("Idempotency-Key"))
+            self.assertEqual((asked.method, asked.target, asked.body), ("PUT", "/db/k", b"v"))
+            self.assertEqual(asked.server, "b:2")
+            return put
+
+        put = refused()
+        self.last(3).answer(200, WRITTEN)
+        self.successResultOf(put)
+        put = refused()
+        self.last(3).fail(LOST)
+        self.advance(MAX_PAUSE_S)
+        self.failureResultOf(put, OutcomeUnknown)
+        self.last(3)
+        put = refused()
+        self.last(3).refuse(503, "no_leader")
+        self.advance(MAX_PAUSE_S)
+        self.last(4).refuse(504, "outcome_unknown")
+        self.failureResultOf(put, OutcomeUnknown)
+        self.last(4)
+        self.assertQuiet()
+
+    def test_29_behind_an_uncertain_attempt_none_goes_without_its_key(self) -> None:
+        """The first one may yet come to a table with room, and be carried out."""
         put = self.put()
+        self.last(1).fail(LOST)
+        self.play(put, lambda asked: asked.refuse(429, "idempotency_table_full"))
+        self.failureResultOf(put, OutcomeUnknown)
+        keys = {asked.header("Idempotency-Key") for asked in self.agent.asked}
+        self.assertEqual(len(keys), 1)
+        self.assertGreater(len(self.agent.asked), 6)
+
+    def test_a_full_table_is_waited_for_with_a_key_of_the_caller(self) -> None:
+        put = self.client.put("k", b"v", idempotency_key="mine")
         self.play(put, lambda asked: asked.refuse(429, "idempotency_table_full"))
         self.failureResultOf(put, IdempotencyTableFull)
         self.assertGreater(len(self.agent.asked), 6)
