@@ -17,7 +17,12 @@ from raftd.test.judge import calls
 from raftd.test.judge.calls import Call, Result
 from raftd.test.judge.history import Change
 
-_TARGETS = {"mod_revision": "MOD", "create_revision": "CREATE", "version": "VERSION"}
+_TARGETS = {
+    "value": "VALUE",
+    "mod_revision": "MOD",
+    "create_revision": "CREATE",
+    "version": "VERSION",
+}
 _RELATIONS = {"=": "EQUAL", "!=": "NOT_EQUAL", "<": "LESS", ">": "GREATER"}
 
 _decode = msgspec.json.decode
@@ -181,7 +186,7 @@ def _transaction(call: calls.Transaction) -> dict[str, Any]:
                 "key": _b64(c.key),
                 "target": _TARGETS[c.target],
                 "result": _RELATIONS[c.relation],
-                c.target: str(c.operand),
+                c.target: _b64(str(c.operand)) if c.target == "value" else str(c.operand),
             }
             for c in call.compares
         ],

@@ -159,6 +159,8 @@ def slow_flush(cluster: Cluster, random: Random) -> bool:
 def rolling_restart(cluster: Cluster, random: Random) -> bool:
     """Each in turn is stopped in order, and started again."""
     for node in random.sample(cluster.nodes, len(cluster.nodes)):
+        if not cluster.await_ready(node):
+            break
         status = node.stop()
         if status not in cluster.system.stop_statuses:
             cluster.tally.violation(f"node {node.number} stopped with the status {status}")

@@ -178,7 +178,7 @@ class Clock:
     def environment(self, number: int, rate: float) -> dict[str, str]:
         """For a node: a wall clock that follows `set`, or all clocks at a rate."""
         self.set(number, 0.0)
-        common = {"LD_PRELOAD": str(self._library), "FAKETIME_NO_CACHE": "1"}
+        common = {"LD_PRELOAD": str(self._library), "FAKETIME_CACHE_DURATION": "1"}
         if rate != 1.0:
             return {**common, "FAKETIME": f"+0 x{rate}"}
         return {

@@ -46,6 +46,7 @@ class RaftdSystem(System):
         return (
             *(sys.executable, "-m", "twisted", "raftd", "--name", network.name(number)),
             *("--data-dir", str(directory), "--insecure"),
+            *("--log-file", str(directory.parent / "raftd.log")),
             *(("--listen", listen) if listen else ()),
             *("--request-timeout-ms", str(REQUEST_TIMEOUT_MS)),
             *("--snapshot-threshold-bytes", str(SNAPSHOT_THRESHOLD_BYTES)),
