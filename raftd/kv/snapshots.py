@@ -23,6 +23,10 @@ from raftd.slices import Unframer, frame
 
 _MAX_INT = (1 << 63) - 1
 
+#: The greatest revision that a new cluster begins with.  As many come behind it
+#: before a number is too large for the formats, which no cluster lives to see.
+MAX_BEGINNING = 1 << 62
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(Head).decode
 _decode_leases = msgspec.msgpack.Decoder(list[LeaseResult]).decode
@@ -87,8 +91,8 @@ _LEASES, _KEYS, _CHANGES, _END = range(4)
 class Restore:
     """A state on its way in; `done` is called with it when it is complete."""
 
-    def __init__(self, done: Callable[[State], None], ahead: int = 0) -> None:
-        """`ahead`: as of `moved_on`."""
+    def __init__(self, done: Callable[[State], None], ahead: int | None = None) -> None:
+        """`ahead`: as of `moved_on`, for a new cluster; None: the cluster's own snapshot."""
         self._done = done
         self._ahead = ahead
         self._frames = Unframer()
@@ -142,6 +146,8 @@ class Restore:
             or head.keys < 0
         ):
             raise ValueError("The head of the state of a store makes no sense.")
+        if self._ahead is not None and head.revision + self._ahead > MAX_BEGINNING:
+            raise ValueError(f"The store would begin behind revision {MAX_BEGINNING}.")
         self._head = head
         self._revision = max(head.compacted_revision, FIRST_REVISION)
         self._versions = Versions(self._revision)

@@ -244,12 +244,13 @@ class Store:
         self._walks.add(walk)
         return walk
 
-    def restore(self, ahead: int = 0) -> Restore:
+    def restore(self, ahead: int | None = None) -> Restore:
         """
         Begin to take over another store's state (`IStateMachine.restore`).
 
-        With `ahead`, its revision is so much further then, and all before it
-        compacted (`raftd.kv.snapshots.moved_on`).
+        With `ahead` it is to be a new cluster's: its revision is so much
+        further then, and if that is not 0 all before it compacted
+        (`raftd.kv.snapshots.moved_on`).
         """
         return Restore(self._become, ahead)
 

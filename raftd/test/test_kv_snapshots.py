@@ -30,6 +30,7 @@ from raftd.kv.operations import (
     encode_operation,
 )
 from raftd.kv.results import KeyValue, PutResult, RevokeResult
+from raftd.kv.snapshots import MAX_BEGINNING
 from raftd.kv.store import Store
 from raftd.slices import frame
 from raftd.test.kvrig import apply, check_invariants, cut, drained, make_small, restored
@@ -385,6 +386,22 @@ class Restoring(SnapshotCase):
             self.assertEqual(apply(copy, RevokeLease(1)), RevokeResult(1013, 2))
             again = restored(b"".join(copy.snapshot()))
             self.assertEqual(again.digest(), copy.digest())
+
+    def test_none_begins_where_its_own_snapshots_would_be_refused(self) -> None:
+        """The numbers of the format end somewhere: a store that came there could not restart."""
+        for behind in (0, 1000):
+            for most, is_refused in ((MAX_BEGINNING, False), (MAX_BEGINNING + 1, True)):
+                head = ["raftd.kv/2", most - behind, most - behind, 0, 0]
+                state = frame(encode(head)) + 3 * frame(b"")
+                copy = Store()
+                restore = copy.restore(behind)
+                if is_refused:
+                    self.assertRaises(ValueError, restore.write, state)
+                    continue
+                restore.write(state)
+                restore.finish()
+                apply(copy, Put(b"k", b""))
+                self.assertEqual(restored(b"".join(copy.snapshot())).revision, most + 1)
 
     def test_versions_of_a_key_share_the_key(self) -> None:
         """And equal numbers are one object: a restart must not take more memory."""
