@@ -388,7 +388,7 @@ class Restoring(SnapshotCase):
             self.assertEqual(again.digest(), copy.digest())
 
     def test_none_begins_where_its_own_snapshots_would_be_refused(self) -> None:
-        """The numbers of the format end somewhere: a store that came there could not restart."""
+        """The numbers of the format end somewhere, and a store that comes there with them."""
         for behind in (0, 1000):
             for most, is_refused in ((MAX_BEGINNING, False), (MAX_BEGINNING + 1, True)):
                 head = ["raftd.kv/2", most - behind, most - behind, 0, 0]
