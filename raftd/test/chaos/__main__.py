@@ -16,12 +16,18 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+import msgspec
 
 from raftd.test.chaos import sandbox
 from raftd.test.chaos.faults import FAULTS
 from raftd.test.chaos.run import SYSTEMS, Outcome, Plan, Run
+from raftd.test.defects.planting import Garden
+from raftd.test.defects.table import ALL
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "--only", default="", help=f"these faults, separated by commas: {', '.join(FAULTS)}"
     )
     parser.add_argument("--faketime", type=Path, help="libfaketimeMT.so.1, if not installed")
+    parser.add_argument("--defect", help="put this one of raftd.test.defects into the nodes")
     parser.add_argument("--keep", type=Path, help="keep everything here, good or bad")
     parser.add_argument("--verbose", action="store_true", help="tell of each fault")
     return parser
@@ -88,7 +95,9 @@ def _run(options: argparse.Namespace, arguments: list[str], is_inside: bool) -> 
     )
     is_kept = options.keep is not None
     try:
-        outcome = Run(plan, lambda text: print(text, flush=True)).run()
+        with _planted(options.defect) as tree:
+            plan = msgspec.structs.replace(plan, tree=tree)
+            outcome = Run(plan, lambda text: print(text, flush=True)).run()
         is_kept = is_kept or not outcome.is_good
         _report(outcome, directory, arguments)
     except KeyboardInterrupt:
@@ -102,6 +111,17 @@ def _run(options: argparse.Namespace, arguments: list[str], is_inside: bool) -> 
         if not is_kept:
             shutil.rmtree(directory, ignore_errors=True)
     return 0 if outcome.is_good else 1
+
+
+@contextmanager
+def _planted(name: str | None) -> Iterator[Path | None]:
+    """A copy of the package with a defect in it; None if none is named."""
+    if name is None:
+        yield None
+        return
+    (defect,) = (defect for defect in ALL if defect.name == name)
+    with Garden() as garden, garden.planted(defect):
+        yield garden.tree
 
 
 def _report(outcome: Outcome, directory: Path, arguments: list[str]) -> None:

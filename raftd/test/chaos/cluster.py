@@ -30,14 +30,20 @@ class Cluster:
     """For one thread, the nemesis's."""
 
     def __init__(
-        self, system: System, network: Network, root: Path, tally: Tally, clock: Clock | None
+        self,
+        system: System,
+        network: Network,
+        root: Path,
+        tally: Tally,
+        clock: Clock | None,
+        tree: Path | None,
     ) -> None:
         self.system = system
         self.network = network
         self.tally = tally
         self.root = root
         self.clock = clock
-        self.nodes = [Node(n, system, root, clock) for n in range(system.count)]
+        self.nodes = [Node(n, system, root, clock, tree) for n in range(system.count)]
         self.names = [network.client_name(n) for n in range(system.count)]
         self.wire = Wire(self.names)
         #: Nodes whose flushes fail, and that must end for it.

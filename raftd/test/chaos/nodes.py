@@ -26,8 +26,12 @@ FLUSHES = "fdatasync,fsync,sync_file_range"
 class Node:
     """One node: a directory, and perhaps a process."""
 
-    def __init__(self, number: int, system: System, root: Path, clock: Clock | None) -> None:
+    def __init__(
+        self, number: int, system: System, root: Path, clock: Clock | None, tree: Path | None
+    ) -> None:
+        """`tree` has the package that it runs, if not this one."""
         self.number = number
+        self._tree = tree
         self._system = system
         self._root = root / f"node{number}"
         self._root.mkdir()
@@ -65,6 +69,8 @@ class Node:
         self.directory.mkdir(exist_ok=True)
         command = self._system.command(self.number, self.directory, self.is_first)
         extra = {} if self.clock is None else self.clock.environment(self.number, self.rate)
+        if self._tree is not None:
+            extra["PYTHONPATH"] = str(self._tree)
         with self.log.open("ab") as log:
             log.write(f"-- {time.strftime('%T')} {' '.join(command)}\n".encode())
             log.flush()

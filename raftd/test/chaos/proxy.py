@@ -71,7 +71,8 @@ class Proxies:
             self._tasks.add(task)
             try:
                 await self._carry(number, reader, writer)
-            except (OSError, asyncio.IncompleteReadError):
+            except (OSError, asyncio.CancelledError):
+                # What is cancelled ends here, and nobody asks how.
                 pass
             finally:
                 self._tasks.discard(task)

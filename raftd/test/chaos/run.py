@@ -55,6 +55,8 @@ class Plan(msgspec.Struct, frozen=True):
     has_namespaces: bool
     faketime: Path | None = None
     only: tuple[str, ...] = ()
+    #: The package that the nodes run, if not this one.
+    tree: Path | None = None
     is_verbose: bool = False
 
 
@@ -95,6 +97,8 @@ class Run:
         self._say = say
         self._began_s = time.monotonic()
         self._tally = Tally()
+        self._are_faults_over = threading.Event()
+        #: For clients.
         self._stopping = threading.Event()
         #: For watchers, which go on when clients have ended.
         self._abandoned = threading.Event()
@@ -110,10 +114,11 @@ class Run:
             system = SYSTEMS[plan.system](network, plan.nodes)
             library = Clock.find(plan.faketime) if plan.system == "raftd" else None
             clock = None if library is None else Clock(library, plan.directory)
-            cluster = Cluster(system, network, plan.directory, self._tally, clock)
+            cluster = Cluster(system, network, plan.directory, self._tally, clock, plan.tree)
             try:
                 self._attack(cluster)
             finally:
+                self._are_faults_over.set()
                 self._stopping.set()
                 self._abandoned.set()
                 if self._locker is not None:
@@ -137,7 +142,7 @@ class Run:
             self._start_locks(cluster)
         until_s = time.monotonic() + plan.seconds
         self._begin_round(cluster)
-        self._spawn(lambda: self._turn_rounds(cluster, until_s), "rounds")
+        self._spawn(partial(self._turn_rounds, cluster), "rounds")
         seed = f"{plan.seed}-{os.getpid()}-{time.time_ns()}"
         for process in range(plan.clients):
             client = Client(process, seed, cluster.system, cluster.names, tally, self._stopping)
@@ -146,6 +151,7 @@ class Run:
             k for k in FAULTS if k not in tally.skipped and (not plan.only or k in plan.only)
         ]
         Nemesis(cluster, kinds, plan.seed, self._stopping, self._verbose).run(until_s)
+        self._are_faults_over.set()
         self._note("the faults are over")
         for thread in self._threads:
             thread.join(CLOSE_S)
@@ -176,25 +182,19 @@ class Run:
         self._watchers = watchers
         self._rounds.append(round_)
 
-    def _turn_rounds(self, cluster: Cluster, until_s: float) -> None:
+    def _turn_rounds(self, cluster: Cluster) -> None:
         """A new round now and then; the old one is closed beside it."""
-        while not self._stopping.is_set():
-            left_s = until_s - time.monotonic()
-            is_last = left_s < 1.5 * ROUND_S
-            self._stopping.wait(left_s if is_last else ROUND_S)
+        is_over = False
+        while not is_over:
+            is_over = self._are_faults_over.wait(ROUND_S)
             old, watchers = self._rounds[-1], self._watchers
-            if is_last:
+            if is_over:
                 self._stopping.set()
             else:
                 self._begin_round(cluster)
-            closing = threading.Thread(
-                target=self._close_round,
-                args=(cluster, old, watchers),
-                name=f"round {old.number}",
-                daemon=True,
+            self._spawn(
+                partial(self._close_round, cluster, old, watchers), f"round {old.number}"
             )
-            self._threads.append(closing)
-            closing.start()
 
     def _close_round(
         self, cluster: Cluster, round_: Round, watchers: Sequence[Watcher]

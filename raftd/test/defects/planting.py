@@ -84,6 +84,11 @@ class Garden:
         self._work = self._tree / "work"
         self._work.mkdir()
 
+    @property
+    def tree(self) -> Path:
+        """What holds the package, and the plugin that makes `twist` know it."""
+        return self._tree
+
     def __enter__(self) -> Garden:
         return self
 
