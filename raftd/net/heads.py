@@ -18,7 +18,7 @@ import msgspec
 #: by commas (RFC 9110, 5.3), which makes doubles of those that must be single
 #: fail their own checks.
 SPECIAL_FIELDS = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade")
+    (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"origin")
 )
 
 CLOSE = b"Connection: close\r\n"
@@ -126,6 +126,22 @@ def check_expectation(expect: bytes) -> None:
     """RFC 9110, 10.1.1: there is one expectation."""
     if expect.lower() != b"100-continue":
         raise Refused(417, "expectation_failed", "The only expectation known is 100-continue.")
+
+
+def check_origin(method: bytes, host: bytes, origin: bytes) -> None:
+    """
+    Refuse a change that a page of another site asks for (RFC 6454, 7).
+
+    A browser sends it without asking first, to a node on its own machine too,
+    and says only from where it comes.
+    """
+    if method in (b"GET", b"HEAD", b"OPTIONS"):
+        return
+    _, _, authority = origin.partition(b"://")
+    if not authority or authority.lower() != host.lower():
+        raise Refused(
+            403, "cross_origin", "A page of another origin than this host may change nothing."
+        )
 
 
 def replayed_head(special: Mapping[bytes, bytes]) -> bytes:

@@ -28,6 +28,7 @@ from raftd.net.heads import (
     check_expectation,
     check_framing,
     check_host,
+    check_origin,
     check_version,
     origin_form,
     replayed_head,
@@ -205,6 +206,8 @@ class Reader:
         if b"expect" in special and version == "1.1":
             check_expectation(special[b"expect"])
             self.continue_due = True
+        if b"origin" in special:
+            check_origin(self._method, special.get(b"host", b""), special[b"origin"])
         self._upgrade = b"upgrade" in special and self._parser.should_upgrade()
 
     def on_body(self, body: bytes) -> None:

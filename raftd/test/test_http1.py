@@ -516,6 +516,20 @@ class Refusals(HTTPCase):
         self.assertRefused(status, code)
         self.assertEqual(self.requests, [])
 
+    def test_changes_for_pages_of_another_origin(self) -> None:
+        """A browser sends them without asking, to a node on its own machine too."""
+        for method in (b"PUT", b"POST", b"DELETE", b"PATCH"):
+            for origin in (b"http://evil.example", b"null", b"http://evil/" + HOST[6:-2], b""):
+                head = b"%s /a HTTP/1.1\r\n%sOrigin: %s\r\n" % (method, HOST, origin)
+                self.refused(head + b"Content-Length: 0\r\n\r\n", 403, "cross_origin")
+
+    def test_reads_for_any_page_and_changes_for_its_own(self) -> None:
+        self.handler = self.echo
+        self.send(b"GET /a HTTP/1.1\r\n" + HOST + b"Origin: http://evil.example\r\n\r\n")
+        own = b"Origin: http://" + HOST[6:-2].upper() + b"\r\n"
+        self.send(b"PUT /a HTTP/1.1\r\n" + HOST + own + b"Content-Length: 0\r\n\r\n")
+        self.assertEqual([a.status for a in self.answered()], [200, 200])
+
     def test_other_transfer_codings(self) -> None:
         """RFC 9112, 6.1."""
         put = b"PUT /a HTTP/1.1\r\n" + HOST

@@ -177,6 +177,7 @@ def _with_content(response: dict[str, Any], content: dict[str, Schema]) -> dict[
 #: What any error is, by its status.
 RESPONSES: dict[str, Any] = {
     "400": _answer("The request is wrong; or `future_revision`.", "BadRequest"),
+    "403": _answer("`cross_origin`: a page of another origin may change nothing.", "Error"),
     "404": _answer("`not_found`, `lease_not_found`.", "Error"),
     "409": _answer("It does not go together with what is there.", "Error"),
     "410": _answer("`compacted`: so old a revision is gone.", "Compacted"),
@@ -198,7 +199,7 @@ RESPONSES: dict[str, Any] = {
 }
 
 #: Errors that any request may meet, most of them in the protocol.
-EVERYWHERE = "400 413 414 431 500 503"
+EVERYWHERE = "400 403 413 414 431 500 503"
 #: Those of a write through the log.
 _OF_WRITES = "415 422 429 504"
 
