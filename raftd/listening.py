@@ -19,9 +19,9 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
+from raftd.bursts import send_in_bursts
 from raftd.errors import BadAnswer
 from raftd.names import split_name
-from raftd.prompt import be_prompt
 
 #: Connections that the kernel keeps for the reactor to accept.
 BACKLOG = 1024
@@ -103,7 +103,7 @@ def listen(
                 continue
             close(ports)
             raise BadAnswer(_why_not(address, port, reason, e)) from None
-        be_prompt(bound)
+        send_in_bursts(bound)
         ports.append(bound)
     if not ports:
         raise BadAnswer(

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.prompt import Burst, PromptServer
+from raftd.bursts import Burst, BurstServer
 
 
 class Reactor(Clock):
@@ -66,7 +66,7 @@ class PromptTests(SynchronousTestCase):
         there.setblocking(False)
         address = ("127.0.0.1", 4001)
         protocol = Talker()
-        server: Any = PromptServer(self.burst, here, protocol, address, None, 1, self.reactor)
+        server: Any = BurstServer(self.burst, here, protocol, address, None, 1, self.reactor)
         protocol.makeConnection(server)
         return server, there
 

@@ -31,9 +31,9 @@ class Burst:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._connections: list[PromptServer] = []
+        self._connections: list[BurstServer] = []
 
-    def add(self, connection: PromptServer) -> None:
+    def add(self, connection: BurstServer) -> None:
         if not self._connections:
             self._clock.callLater(0, self._send)
         self._connections.append(connection)
@@ -49,7 +49,7 @@ class Burst:
                 connection.connectionLost(Failure())
 
 
-class PromptServer(Server):
+class BurstServer(Server):
     """
     An accepted connection.
 
@@ -82,9 +82,9 @@ class PromptServer(Server):
             super().startWriting()  # type: ignore[no-untyped-call]
 
 
-def be_prompt(port: IListeningPort) -> None:
+def send_in_bursts(port: IListeningPort) -> None:
     """Have `port` make such connections, if it is one of TCP as Twisted has them."""
     if isinstance(port, Port):
         reactor: Any = port.reactor
-        prompt: Any = partial(PromptServer, Burst(reactor))
-        port.transport = prompt
+        make: Any = partial(BurstServer, Burst(reactor))
+        port.transport = make
