@@ -7,6 +7,7 @@ The chaos suite: a short run of it, that it leaves nothing behind, and its own p
 from __future__ import annotations
 
 import io
+import os
 import re
 import signal
 import socket
@@ -149,10 +150,17 @@ class RunTests(SynchronousTestCase):
         child.communicate(timeout=PATIENCE_S)
         wait_until(lambda: not self.left(), "all processes are gone")
 
-    def test_unknown_system_is_refused(self) -> None:
-        child = self.begin("--system", "paper")
-        child.communicate(timeout=PATIENCE_S)
-        self.assertEqual(child.returncode, 2)
+    def test_nonsense_is_refused(self) -> None:
+        for options in (
+            ("--system", "paper"),
+            ("--nodes", "2"),
+            ("--only", "kill,earthquake"),
+            ("--defect", "too-good"),
+            ("--keep", os.curdir),
+        ):
+            child = self.begin(*options)
+            output, _ = child.communicate(timeout=PATIENCE_S)
+            self.assertEqual(child.returncode, 2, output)
 
 
 class LockTests(SynchronousTestCase):

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """The status to exit with."""
-    options = parser().parse_args(arguments)
+    options = _parse(arguments)
     is_inside = sandbox.INSIDE in os.environ
     if not is_inside and options.network != "loopback":
         prefix = sandbox.command()
@@ -68,6 +68,22 @@ def main(arguments: list[str]) -> int:
         sandbox.end_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)
     return _run(options, arguments, is_inside)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """What was asked for; ends the program if that makes no sense."""
+    this = parser()
+    options = this.parse_args(arguments)
+    if options.nodes < 3:
+        this.error("fewer than three nodes survive nothing")
+    unknown = set(filter(None, options.only.split(","))) - set(FAULTS)
+    if unknown:
+        this.error(f"there is no fault called {sorted(unknown)[0]!r}")
+    if options.defect is not None and options.defect not in {d.name for d in ALL}:
+        this.error(f"there is no defect called {options.defect!r}")
+    if options.keep is not None and options.keep.exists():
+        this.error(f"{options.keep} is there already")
+    return options
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -63,8 +63,11 @@ def run_inside(prefix: Sequence[str], arguments: Sequence[str]) -> int:
     def interrupt(number: int, frame: FrameType | None) -> None:
         # `unshare` itself does not listen; its child does.
         os.killpg(inside.pid, signal.SIGINT)
-        threading.Timer(GRACE_S, inside.kill).start()
+        if kill.ident is None:
+            kill.start()
 
+    kill = threading.Timer(GRACE_S, inside.kill)
+    kill.daemon = True
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         return inside.wait()
@@ -73,9 +76,7 @@ def run_inside(prefix: Sequence[str], arguments: Sequence[str]) -> int:
         inside.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-        for timer in threading.enumerate():
-            if isinstance(timer, threading.Timer):
-                timer.cancel()
+        kill.cancel()
 
 
 def end_with_parent() -> None:
