@@ -8,7 +8,9 @@ may have left frames that only the kernel's memory holds, and the node will
 build on them.
 
 A log begins with its first segment, whatever the number: the segments before
-it were removed when a snapshot had made their entries unnecessary.
+it were removed when a snapshot had made their entries unnecessary.  A crash
+between two removals may leave some that were about to go, and that lean on
+entries which are gone already; then it begins with the first that does not.
 """
 
 from __future__ import annotations
@@ -85,6 +87,11 @@ class _Scan:
         self.last_offset = 0
         self.last_frame = b""
         self.torn: _Torn | None = None
+        #: The replay stands on a checkpoint, and on entries before it that are gone.
+        self._stands_on_checkpoint = False
+        #: Something cut these off, too, and no segment was begun since: why the
+        #: log is refused if none follows.
+        self.leaning: DirectoryDamaged | None = None
 
     @property
     def header(self) -> SegmentHeader:
@@ -175,13 +182,8 @@ class _Scan:
             if offset == SECTOR and segment.has_checkpoint:
                 self._checkpoint(segment.number, records[:1])
             for record in records:
-                anew = self.replay.write(
-                    record.hard_state, record.entries, record.base, record.commit_index
-                )
-                if anew:
-                    self.beginnings.begin_anew()
-                elif record.entries:
-                    self.beginnings.truncate(record.entries[0].index)
+                if self.leaning is None:
+                    self._record(record, path, offset)
         except (msgspec.MsgspecError, RecursionError) as e:
             raise damaged(path, offset, f"the records of a frame do not decode ({e})") from None
         except InvariantViolated as e:
@@ -189,14 +191,38 @@ class _Scan:
                 path, offset, f"a frame does not follow what is before it: {e}"
             ) from e
 
+    def _record(self, record: Record, path: str, offset: int) -> None:
+        if record.entries and self._stands_on_checkpoint:
+            first, base = record.entries[0].index, self.replay.base_index
+            if first <= base and record.base in (None, self.replay.outline.last):
+                why = f"entry {first} does not follow entry {self.replay.outline.last_index}"
+                self.leaning = damaged(
+                    path, offset, f"a frame does not follow what is before it: {why}"
+                )
+                return
+        anew = self.replay.write(
+            record.hard_state, record.entries, record.base, record.commit_index
+        )
+        if anew:
+            self._stands_on_checkpoint = False
+            self.beginnings.begin_anew()
+        elif record.entries:
+            self.beginnings.truncate(record.entries[0].index)
+
     def _checkpoint(self, number: int, first: tuple[Record, ...]) -> None:
-        """The first record of a segment: `InvariantViolated` if it contradicts the log."""
+        """
+        The first record of a segment: `InvariantViolated` if it contradicts the log.
+
+        If the segments before it lean on entries that are gone, the log begins with it.
+        """
         if not first or first[0].hard_state is None or first[0].base is None:
             raise InvariantViolated("its segment does not begin with a checkpoint")
         hard_state, base = first[0].hard_state, first[0].base
         outline = self.replay.outline
-        if not self.last_number:
+        if not self.last_number or self.leaning is not None:
+            self.replay, self.beginnings, self.leaning = Replay(), Beginnings(), None
             self.replay.begin(base)
+            self._stands_on_checkpoint = number > 1
         elif (hard_state, base) != (outline.hard_state, outline.last):
             raise InvariantViolated(f"its checkpoint says {hard_state} and {base}")
         self.beginnings.begin(number, base[0])
@@ -314,6 +340,8 @@ def _check_end(directory: str, scan: _Scan, opened: list[Segment]) -> None:
         # A log gets its name only when its first frame is durable.
         path = os.path.join(directory, segment_name(scan.header.number))
         raise damaged(path, SECTOR, "the first frame of the log is missing")
+    if scan.leaning is not None:
+        raise scan.leaning
     if len(opened) - 1 > MAX_UNUSED_SEGMENTS:
         surplus = opened[MAX_UNUSED_SEGMENTS]
         raise damaged(surplus.path, SECTOR, "it is empty, and so are segments around it")

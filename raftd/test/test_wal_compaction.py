@@ -16,9 +16,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from raftd.core.messages import Entry, HardState
 from raftd.errors import DirectoryDamaged, InvariantViolated, StorageFailed
 from raftd.storage.compaction import Beginnings
+from raftd.storage.recovery import look
 from raftd.storage.replay import Outline
 from raftd.storage.segments import decode_segment_header, encode_segment_header
 from raftd.test.logrig import (
+    MEMBER,
     PATH,
     SMALL_SEGMENT,
     Rig,
@@ -31,6 +33,7 @@ from raftd.test.logrig import (
     recovered_with_base,
 )
 from raftd.test.simdisk import Operation, SimulatedDisk
+from raftd.test.snapshotrig import StoreRig
 
 
 def segments(disk: SimulatedDisk) -> list[int]:
@@ -354,6 +357,61 @@ class CrashTests(SynchronousTestCase):
             self.assertEqual(segments(again.disk), [7, 8])
             self.assertEqual(len(recovered(again.disk.power_failure())[1]), 3)
         self.assertEqual(firsts, [(n + 1, 3 * n) for n in range(1, 7)])
+
+    def test_18_49_killed_between_two_removals_that_lean_on_what_is_gone(self) -> None:
+        """
+        A conflict has cut off entries below where two segments began.  These
+        are first for a moment, one after the other, while all that is not
+        needed goes: a crash then must not keep the node from starting.
+        """
+        rig = long_log()
+        rig.write(HardState(30, 0), [entry(14, 30, b"n" * 900)])
+        rig.write(None, [entry(i, 30, b"n" * 900) for i in range(15, 31)])
+        rig.run()
+        for i in range(31, 40):
+            rig.write(HardState(i, 0), [entry(i, i, b"x" * 900)])
+            rig.run()
+        state = recovered(rig.disk)
+        rig.wal.compact(36)
+        rig.run_log()
+        worker = rig.workers["raftd log segments"]
+        firsts = []
+        while worker.jobs:
+            worker.jobs.pop(0)()
+            for disk in (rig.disk.killed(), rig.disk.power_failure()):
+                first = segments(disk)[0]
+                self.assertEqual(look(disk, PATH, MEMBER).entries, recovered(disk)[1])
+                again = open_rig(disk).start()
+                base = again.wal.base_index
+                self.assertLessEqual(base, 36)
+                self.assertEqual(recovered(disk), (state[0], state[1][base:]))
+                # It goes on where it was, and takes what is left with it.
+                again.wal.compact(36)
+                again.write(None, [entry(40, 39)])
+                again.run()
+                self.assertEqual(recovered(disk.power_failure())[1][-1], entry(40, 39))
+            firsts.append((first, base))
+        self.assertEqual([first for first, _ in firsts], [*range(2, segments(rig.disk)[0] + 1)])
+        # Those that lean are passed over, to the first that does not.
+        self.assertEqual([base for first, base in firsts if first in (6, 7)], [16, 16])
+
+    def test_41_a_log_that_begins_later_than_it_should(self) -> None:
+        """Its first segment is lost: it begins with one behind it, and so does not fit."""
+        rig = long_log()
+        rig.write(HardState(30, 0), [entry(2, 30, b"n" * 900)])
+        rig.write(HardState(31, 0), [entry(3, 31, b"n" * 900)])
+        rig.run()
+        rig.disk.remove(path_of(1))
+        with self.assertRaises(DirectoryDamaged) as caught:
+            recovered(rig.disk)
+        self.assertIn("a frame does not follow what is before it", str(caught.exception))
+        for i in range(4, 8):
+            rig.write(HardState(30 + i, 0), [entry(i, 30 + i, b"n" * 900)])
+            rig.run()
+        again = open_rig(rig.disk)
+        self.assertGreater(again.wal.base_index, 1)
+        with self.assertRaises(DirectoryDamaged):
+            StoreRig(rig.disk).recover(again.wal.base_index, again.wal.entries)
 
     def test_a_segment_that_cannot_be_removed(self) -> None:
         """It takes room; the log says so, goes on, and tries again."""

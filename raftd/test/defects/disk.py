@@ -235,6 +235,14 @@ DISK = (
     ),
     Defect(
         49,
+        "what-leans-on-what-is-gone-is-refused",
+        "A crash between the removals of two segments keeps the node from starting.",
+        RECOVERY,
+        "if record.entries and self._stands_on_checkpoint:",
+        "if record.entries and not self.last_number:",
+    ),
+    Defect(
+        49,
         "names-of-a-dead-process-are-believed",
         "Segments that a dead process has made are built upon, durable or not.",
         RECOVERY,
