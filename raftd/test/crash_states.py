@@ -2,7 +2,7 @@
 Everything that a crash can leave of a data directory, and every flipped bit in it.
 
     python -m raftd.test.crash_states           # all of them: some minutes
-    python -m raftd.test.crash_states 20        # one in twenty, of each kind
+    python -m raftd.test.crash_states 20        # of first bytes and of bits, one in twenty
 
 A short life of a node's log and snapshots is recorded on a simulated disk
 (`simdisk.py`): writes of one to five sectors, two truncations, snapshots taken
@@ -224,7 +224,7 @@ def _names_the_place(sentence: str) -> bool:
 
 
 class Crashes:
-    """Every state that a crash can leave, or one in `step` of each kind."""
+    """Every state that a crash can leave; of the first bytes of writes, one in `step`."""
 
     def __init__(self, tally: Tally, step: int) -> None:
         self._tally = tally
@@ -240,8 +240,8 @@ class Crashes:
         units = life.disk._units()
         self.sampled += 2 ** len(units) > MAX_COMBINATIONS
         for disk in life.disk.power_failures(self._choice, MAX_COMBINATIONS):
-            self._judge(life, operation, COMBINATIONS, disk)
-        self._judge(life, operation, PREFIXES, life.disk.killed())
+            self._settle(life, operation, COMBINATIONS, disk)
+        self._settle(life, operation, PREFIXES, life.disk.killed())
         if operation.name == "write":
             self._cut(life, operation)
 
@@ -263,15 +263,11 @@ class Crashes:
                 continue  # written a second time: the same bytes are there already
             killed = life.disk.killed()
             killed.inode(operation.path).write(data[:tail] + bytes(len(data) - tail), offset)
-            self._judge(life, operation, ZEROED, killed)
+            self._settle(life, operation, ZEROED, killed)
 
     def _is_chosen(self) -> bool:
         self._count += 1
         return self._count % self._step == 0
-
-    def _judge(self, life: Life, operation: Operation, kind: str, disk: SimulatedDisk) -> None:
-        if self._is_chosen():
-            self._settle(life, operation, kind, disk)
 
     def _settle(self, life: Life, operation: Operation, kind: str, disk: SimulatedDisk) -> None:
         outcome = life.outcome(disk)
@@ -315,7 +311,7 @@ def damage(life: Life, tally: Tally, step: int) -> None:
 
 
 def run(step: int = 1) -> tuple[Tally, Crashes]:
-    """Record the life, and try all states or one in `step`."""
+    """Record the life, and try all states; of first bytes and of bits, one in `step`."""
     tally = Tally()
     crashes = Crashes(tally, step)
     life = Life(crashes.visit).go()

@@ -10,7 +10,7 @@ from raftd.storage import recovery
 from raftd.test import crash_states
 from raftd.test.crash_states import CRASHES, FLIPS, LOST, RECOVERED, REFUSED, UNUSED, ZEROS
 
-#: Of the states, one in so many; the command tries all of them.
+#: Of first bytes and of bits, one in so many; the command tries all of them.
 STEP = 37
 
 
