@@ -51,6 +51,7 @@ def check_commands(python: Path, elsewhere: Path) -> Path:
     for command in ((scripts / "twist", "raftd"), (scripts / "raftd",)):
         assert "--election-timeout-ms" in run(*command, "--help", cwd=elsewhere), command
     run(scripts / "raftd", "--version", cwd=elsewhere)
+    assert "snapshot" in run(scripts / "raftctl", "--help", cwd=elsewhere)
     return Path(run(python, "-c", LOOK, cwd=elsewhere).strip())
 
 
