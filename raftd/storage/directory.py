@@ -53,6 +53,9 @@ SNAPSHOTS_NAME = "snapshots"
 #: Of `identity.json`.
 FORMAT_VERSION = 1
 
+#: Ids have 64 bits.
+_ID_BOUND = 1 << 64
+
 #: A longer `identity.json` is not ours: names are short and servers few.
 MAX_IDENTITY_BYTES = 1 << 20
 
@@ -361,7 +364,8 @@ def decode_identity(data: bytes, path: str) -> Identity:
         identity = msgspec.convert(fields, Identity)
     except (ValueError, KeyError, TypeError):
         raise _damaged(path) from None
-    if identity.stage is Stage.NEW or identity.member_id == NOBODY:
+    is_member = NOBODY < identity.member_id < _ID_BOUND
+    if identity.stage is Stage.NEW or not (is_member and 0 <= identity.cluster_id < _ID_BOUND):
         raise _damaged(path)
     return identity
 

@@ -304,6 +304,14 @@ class IdentityFuzz(SynchronousTestCase):
             self.assertIn(self.path, str(e))
             return None
 
+    def with_fields(self, changes: dict[str, Any]) -> bytes:
+        """The file with other fields, or without those that are None, and a right checksum."""
+        fields = {**json.loads(encode_identity(IDENTITY)), **changes}
+        fields = {n: v for n, v in fields.items() if v is not None and n != "checksum"}
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        fields["checksum"] = f"{zlib.crc32(canonical.encode()):08x}"
+        return json.dumps(fields).encode()
+
     @fuzz(150, damages())
     def test_damaged(self, damage: Damage) -> None:
         data = encode_identity(IDENTITY)
@@ -321,20 +329,19 @@ class IdentityFuzz(SynchronousTestCase):
     )
     def test_values_that_make_no_sense(self, name: str, value: Any, drop: bool) -> None:
         """With a checksum that is right."""
-        fields = json.loads(encode_identity(IDENTITY))
-        del fields["checksum"]
-        if drop:
-            fields.pop(name, None)
-        else:
-            fields[name] = value
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        fields["checksum"] = f"{zlib.crc32(canonical.encode()):08x}"
-        identity = self.read(json.dumps(fields).encode())
+        identity = self.read(self.with_fields({name: None if drop else value}))
         if identity is not None:
             self.assertGreater(identity.member_id, 0)
             self.assertLess(max(identity.member_id, identity.cluster_id), 2**64)
             self.assertGreaterEqual(identity.cluster_id, 0)
             self.assertEqual(self.read(encode_identity(identity)), identity)
+
+    def test_an_id_that_is_none(self) -> None:
+        """Found by the above: with a checksum that is right, a negative id passed."""
+        for name in ("member_id", "cluster_id"):
+            for value in ("-1", "1" + "0" * 16, "-" + "f" * 16):
+                self.assertIsNone(self.read(self.with_fields({name: value})))
+        self.assertIsNotNone(self.read(self.with_fields({"member_id": "f" * 16})))
 
 
 class ValueFuzz(SynchronousTestCase):
