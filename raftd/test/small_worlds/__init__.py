@@ -1,10 +1,11 @@
 """
 Small worlds, searched exhaustively: a few steps of the real core in every order.
 
-    python -m raftd.test.small_worlds            # the depth that docs/verification.md tells of
-    python -m raftd.test.small_worlds 14         # every order of at most fourteen steps
+    python -m raftd.test.small_worlds            # every order of at most twelve steps
+    python -m raftd.test.small_worlds 13 rivals  # of thirteen, from one of the starts
 
-Three nodes, two terms, two proposals, a crash.  A step is one message that
+Three nodes, two terms, two proposals, a crash, one answer that is missed, one
+leader that steps down.  A step is one message that
 arrives, one that is lost and missed, one write that becomes durable, one
 timeout, one proposal, or a crash and the restart from what is durable.  All
 orders of these are tried, breadth first, so that what breaks a rule is found
