@@ -98,7 +98,7 @@ class SnapshotTests(ReleaseCase):
             return bool(leader.status()["first_index"] > last + 100)
 
         wait_until(is_compacted, "compaction")
-        load = self.load([leader, other], writers=16)
+        load = self.load([leader, other], writers=64)
         term = leader.status()["term"]
         away.start(*options)
 
