@@ -340,7 +340,7 @@ class Commands(CtlProcessCase):
         self.assertEqual(self.leases(), [])
 
     def test_not_there(self) -> None:
-        done = self.run_ctl("lock", "l", "--", "there-is-no-such-command")
+        done = self.run_ctl("lock", "l", "--", "/there/is/no/such-command")
         self.assertEqual((done.returncode, done.stdout), (127, b""))
         done = self.run_ctl("lock", "l", "--", "/etc")
         self.assertEqual(done.returncode, 126)
