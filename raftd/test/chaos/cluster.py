@@ -154,7 +154,10 @@ class Cluster:
             raise RuntimeError(f"the cluster did not start; see {nodes[-1].log}")
 
     def _is_ready(self, node: Node) -> bool:
-        return node.is_running and self.system.is_ready(self.wire, node.number)
+        # A voter that has not recorded that it is one is not at its end yet: stopped
+        # then, it says with its status that it was broken off.
+        settled = node.is_running and not node.is_joining
+        return settled and self.system.is_ready(self.wire, node.number)
 
     def _all_ready(self) -> bool:
         return all(map(self._is_ready, self.nodes))

@@ -16,6 +16,8 @@ from raftd.test.processes import environment
 
 #: What an orderly stop may take, and an end after a failed flush, in seconds.
 STOP_S = 30.0
+#: What a node has said last until it has joined.
+JOINING = b"Joining cluster... "
 #: How long strace may take to let go.
 DETACH_S = 10.0
 
@@ -56,6 +58,14 @@ class Node:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether it is still on its way into a cluster, and may be broken off there."""
+        with self.log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(0, end - len(JOINING)))
+            return log.read() == JOINING
 
     @property
     def exit_status(self) -> int | None:
