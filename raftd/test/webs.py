@@ -6,18 +6,15 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from raftd.core.membership import Change, Configuration
-from raftd.core.messages import Member, MemberId
+from raftd.core.messages import Member
 from raftd.interfaces import (
     Done,
     IBodySink,
     IBodySource,
-    INode,
     IRequest,
     MemberStatus,
     NodeStatus,
@@ -33,6 +30,7 @@ from raftd.kv.interfaces import (
 from raftd.kv.operations import Operation, Range
 from raftd.kv.results import KeyValue, LeaseResult, RangeResult, Result
 from raftd.test.contract import check
+from raftd.test.drivers import IdleNode
 from raftd.web.routes import Routes, Site
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -206,8 +204,7 @@ ME = Member(0x1234, "localhost:4001")
 OTHER = Member(2**64 - 1, "localhost:4002")
 
 
-@implementer(INode)
-class FakeNode:
+class FakeNode(IdleNode):
     """A node that has a status and nothing else."""
 
     def __init__(self) -> None:
@@ -215,26 +212,6 @@ class FakeNode:
             ME, 0xABC, "leader", 7, ME, 3, 20, 19, 18, 2, 12.34567,
             (MemberStatus(ME, "voter", 20, 21, None), MemberStatus(OTHER, "learner", 5, 6, 30)),
         )  # fmt: skip
-
-    def propose(self, data: bytes, done: Done[bytes]) -> None:
-        raise NotImplementedError
-
-    def read(self, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def read_recent(self, max_staleness_s: float, done: Done[None]) -> None:
-        raise NotImplementedError
-
-    def ask_leader(self, question: bytes, done: Done[bytes]) -> None:
-        raise NotImplementedError
-
-    def change_membership(
-        self, changes: Sequence[Change], force: bool
-    ) -> Deferred[Configuration]:
-        raise NotImplementedError
-
-    def transfer(self, successor: MemberId | None) -> Deferred[None]:
-        raise NotImplementedError
 
     def status(self) -> NodeStatus:
         return self.now
