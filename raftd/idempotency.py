@@ -35,7 +35,8 @@ from raftd.errors import (
     RaftdError,
 )
 from raftd.interfaces import IRestore, IStateMachine
-from raftd.slices import SLICE_BYTES, InTurn, Unframer, frame
+from raftd.restoring import TableRestore
+from raftd.slices import SLICE_BYTES, InTurn, frame
 
 # The bounds are part of what the state machine is: nodes that differed in one
 # would come to different states.  They change with the format of snapshots.
@@ -451,58 +452,33 @@ class _Rows(Iterator[bytes]):
         return rows
 
 
-@implementer(IRestore)
-class _Restore:
+class _Restore(TableRestore):
     """A table and an inner state on their way in."""
 
+    what = "idempotency keys"
+
     def __init__(self, inner: IRestore, done: Callable[[_Table], None]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._done = done
-        self._frames = Unframer()
-        self._head: _Head | None = None
+        self._keys = 0
         self._table = _Table()
         self._last_ms = 0
-        #: Whether the table is complete, so that what comes is the inner state.
-        self._complete = False
-        #: Nothing more may be written: it was finished, or it failed.
-        self._over = False
 
-    def write(self, data: bytes) -> None:
-        """See `IRestore.write`."""
-        if self._over:
-            raise ValueError("The state is over, or was none with idempotency keys.")
-        try:
-            if not self._complete:
-                data = self._write_table(data)
-            if data:
-                self._inner.write(data)
-        except (msgspec.MsgspecError, RecursionError) as e:
-            self._over = True
-            raise ValueError(f"Not a table of idempotency keys: {e}") from None
-        except ValueError:
-            self._over = True
-            raise
+    def _begin(self, head: bytes) -> None:
+        decoded = _decode_head(head)
+        if decoded.now_ms < 0 or not 0 <= decoded.keys <= MAX_KEYS:
+            raise ValueError("The head of a table of idempotency keys makes no sense.")
+        self._table.now_ms = decoded.now_ms
+        self._keys = decoded.keys
 
-    def _write_table(self, data: bytes) -> bytes:
-        """Take what is the table's; what is not."""
-        self._frames.feed(data)
-        while (content := self._frames.take()) is not None:
-            if self._head is None:
-                self._head = _decode_head(content)
-                if self._head.now_ms < 0 or not 0 <= self._head.keys <= MAX_KEYS:
-                    raise ValueError("The head of a table of idempotency keys makes no sense.")
-                self._table.now_ms = self._head.now_ms
-            elif content:
-                for row in _decode_rows(content):
-                    self._take(row)
-            elif len(self._table.records) != self._head.keys:
-                raise ValueError("The table of idempotency keys is not complete.")
-            else:
-                self._complete = True
-                return self._frames.take_rest()
-        return b""
+    def _take(self, rows: bytes) -> None:
+        for row in _decode_rows(rows):
+            self._take_row(row)
 
-    def _take(self, row: _Row) -> None:
+    def _is_whole(self) -> bool:
+        return len(self._table.records) == self._keys
+
+    def _take_row(self, row: _Row) -> None:
         if len(row.name) != _HASH_BYTES or len(row.fingerprint) != _HASH_BYTES:
             raise ValueError("A hash of an idempotency key has another length.")
         if not self._last_ms <= row.time_ms <= self._table.now_ms:
@@ -512,10 +488,5 @@ class _Restore:
         self._last_ms = row.time_ms
         self._table.add(row.name, row.fingerprint, row.time_ms, row.result)
 
-    def finish(self) -> None:
-        """See `IRestore.finish`."""
-        if self._over or not self._complete:
-            raise ValueError("The table of idempotency keys is not complete.")
-        self._over = True
-        self._inner.finish()
+    def _become(self) -> None:
         self._done(self._table)

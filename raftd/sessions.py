@@ -31,7 +31,8 @@ from raftd.errors import (
     StaleSequence,
 )
 from raftd.interfaces import IRestore, IStateMachine
-from raftd.slices import SLICE_BYTES, InTurn, Unframer, frame
+from raftd.restoring import TableRestore
+from raftd.slices import SLICE_BYTES, InTurn, frame
 
 #: As `client_id`: open a session.  The result is its id (`decode_opened`).
 OPEN_SESSION = 2**64 - 1
@@ -397,61 +398,36 @@ def _rows(session: _Session) -> Iterator[tuple[_Row, int]]:
         yield _Row(id, last_active_ms, first_unacknowledged, results), size
 
 
-@implementer(IRestore)
-class _Restore:
+class _Restore(TableRestore):
     """A table and an inner state on their way in."""
+
+    what = "sessions"
 
     def __init__(
         self, inner: IRestore, done: Callable[[int, OrderedDict[int, _Session]], None]
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._done = done
-        self._frames = Unframer()
-        self._head: _Head | None = None
+        self._now_ms = self._sessions = 0
         self._table: OrderedDict[int, _Session] = OrderedDict()
-        #: The table is complete: what follows is the inner machine's.
-        self._complete = False
-        self._over = False
 
-    def write(self, data: bytes) -> None:
-        """See `IRestore.write`."""
-        if self._over:
-            raise ValueError("The state is over, or was none of sessions.")
-        try:
-            if not self._complete:
-                data = self._write_table(data)
-            if data:
-                self._inner.write(data)
-        except (msgspec.MsgspecError, RecursionError) as e:
-            self._over = True
-            raise ValueError(f"Not a table of sessions: {e}") from None
-        except ValueError:
-            self._over = True
-            raise
+    def _begin(self, head: bytes) -> None:
+        decoded = _decode_head(head)
+        self._now_ms, self._sessions = decoded.now_ms, decoded.sessions
 
-    def _write_table(self, data: bytes) -> bytes:
-        """Take what is the table's; what is not."""
-        self._frames.feed(data)
-        while (content := self._frames.take()) is not None:
-            if self._head is None:
-                self._head = _decode_head(content)
-            elif content:
-                for row in _decode_rows(content):
-                    self._take(row)
-            elif len(self._table) != self._head.sessions:
-                raise ValueError("The table of sessions is not complete.")
-            else:
-                self._complete = True
-                return self._frames.take_rest()
-        return b""
+    def _take(self, rows: bytes) -> None:
+        for row in _decode_rows(rows):
+            self._take_row(row)
 
-    def _take(self, row: _Row) -> None:
-        assert self._head is not None
+    def _is_whole(self) -> bool:
+        return len(self._table) == self._sessions
+
+    def _take_row(self, row: _Row) -> None:
         last = next(reversed(self._table.values()), None)
         session = self._table.get(row.id)
         if session is None:
             before_ms = 0 if last is None else last.last_active_ms
-            if not before_ms <= row.last_active_ms <= self._head.now_ms:
+            if not before_ms <= row.last_active_ms <= self._now_ms:
                 raise ValueError("The sessions are not in the order of their activity.")
             session = self._table[row.id] = _Session(
                 row.id, row.last_active_ms, row.first_unacknowledged, {}, 0, 0
@@ -465,11 +441,5 @@ class _Restore:
             session.results[sequence] = result
             session.size += len(result) + RESULT_OVERHEAD_BYTES
 
-    def finish(self) -> None:
-        """See `IRestore.finish`."""
-        if self._over or not self._complete:
-            raise ValueError("The table of sessions is not complete.")
-        self._over = True
-        assert self._head is not None
-        self._inner.finish()
-        self._done(self._head.now_ms, self._table)
+    def _become(self) -> None:
+        self._done(self._now_ms, self._table)

@@ -127,8 +127,9 @@ TABLE = {
     # What a state machine may be made with.
     "slices": Rule(),
     "statemachine": Rule((*CONTRACT, "slices"), ("msgspec", "twisted.logger", "zope")),
-    "sessions": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
-    "idempotency": Rule((*CONTRACT, "slices"), ("msgspec", "zope")),
+    "restoring": Rule(("interfaces", "slices"), ("msgspec", "zope")),
+    "sessions": Rule((*CONTRACT, "restoring", "slices"), ("msgspec", "zope")),
+    "idempotency": Rule((*CONTRACT, "restoring", "slices"), ("msgspec", "zope")),
     "session_client": Rule((*CONTRACT, "sessions"), ("twisted",)),
     # The node.
     **dict.fromkeys(NODE, DRIVER),
