@@ -1,90 +1,280 @@
 """
-Connections that send without asking first.
+Connections that are read together, and written to without asking first.
 
-Twisted's own keep what they are given until the reactor has asked the kernel
-whether it may be sent, which it nearly always may: two calls of `epoll_ctl` and
-one more event of the reactor for each answer, a tenth of the processor that a
-leader takes for a write.  These try it first, and all those together that were
-written to in one turn of the reactor: sent one by one as they come, each answer
+Twisted's own ask the kernel whether something can be sent, which it nearly
+always can: two calls of `epoll_ctl` and one more event of the reactor for each
+answer.  And for each event of a connection the reactor makes a context for
+lines of the log, and looks up their prefix.  Both together are a quarter of
+what an answer takes of the processor (`docs/performance.md`).
+
+So these connections have an epoll of their own, which the reactor sees as one
+thing to read from.  And what was written in one turn of the reactor is sent at
+its end, for all of them together: sent one by one as they come, each answer
 would wake up the client at the other end, which costs more than is gained.
+Connections to peers send at once (`sends_at_once`), for a peer has work to do
+meanwhile.  Whatever is not data, such as the end of a connection, and what the
+kernel does not take, is left to the reactor.
 """
 
 from __future__ import annotations
 
+import select
 from functools import partial
 from typing import Any
 
-from twisted.internet.interfaces import IListeningPort, IReactorTime
-from twisted.internet.tcp import Port, Server
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorPluggableNameResolver,
+    IReactorTime,
+    IReadDescriptor,
+)
+from twisted.internet.posixbase import PosixReactorBase
+from twisted.internet.tcp import Client, Connection, Connector, Port, Server
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
+
+#: Connections that are read before anything else has its turn.
+MAX_READ_AT_ONCE = 1024
 
 _log = Logger()
 
 
+@implementer(IReadDescriptor)
 class Burst:
     """
-    The connections that have something to send and have not tried to yet.
+    Connections that are read and sent from together.
 
-    Invariant: `_send` is due if, and only if, there is one.
+    Invariants: those in `_readers`, by descriptor, are those in `_epoll`, and
+    the reactor watches that if, and only if, there is one.  `_send` is due if,
+    and only if, there is one in `_writers`: they had something to send and
+    have not tried to yet.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
-        self._connections: list[BurstServer] = []
+    def __init__(self, reactor: Any) -> None:
+        """`reactor` is an `IReactorTime` and an `IReactorFDSet`."""
+        self._reactor = reactor
+        self._epoll: select.epoll | None = None
+        self._readers: dict[int, BurstConnection] = {}
+        self._writers: list[BurstConnection] = []
 
-    def add(self, connection: BurstServer) -> None:
-        if not self._connections:
-            self._clock.callLater(0, self._send)
-        self._connections.append(connection)
+    # -- reading ---------------------------------------------------------------
+
+    def add_reader(self, connection: BurstConnection) -> None:
+        """Nothing happens if it is there."""
+        fd = connection.fileno()
+        if fd in self._readers:
+            return
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._reactor.addReader(self)
+        self._epoll.register(fd, select.EPOLLIN)
+        self._readers[fd] = connection
+
+    def remove_reader(self, connection: BurstConnection) -> bool:
+        """Whether it was there."""
+        fd = connection.fileno()
+        if self._epoll is None or self._readers.get(fd) is not connection:
+            return False
+        del self._readers[fd]
+        self._epoll.unregister(fd)
+        if not self._readers:
+            self._reactor.removeReader(self)
+            self._epoll.close()
+            self._epoll = None
+        return True
+
+    def fileno(self) -> int:
+        """That of the epoll, which can be read when one of the connections can."""
+        return -1 if self._epoll is None else self._epoll.fileno()
+
+    def doRead(self) -> None:
+        """Read from whoever has sent something."""
+        if self._epoll is None:
+            return
+        for fd, events in self._epoll.poll(0, MAX_READ_AT_ONCE):
+            connection = self._readers.get(fd)
+            # None if one that was read before it has closed it.
+            if connection is not None:
+                connection.read(events)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor has ended."""
+        for connection in list(self._readers.values()):
+            connection.connectionLost(reason)
+
+    def logPrefix(self) -> str:
+        """For what is logged by nobody else."""
+        return "connections"
+
+    # -- writing ---------------------------------------------------------------
+
+    def add_writer(self, connection: BurstConnection) -> None:
+        if not self._writers:
+            self._reactor.callLater(0, self._send)
+        self._writers.append(connection)
 
     def _send(self) -> None:
-        connections, self._connections = self._connections, []
+        connections, self._writers = self._writers, []
         for connection in connections:
+            connection.send()
+
+
+class BurstConnection(Connection):
+    """
+    What both ends have in common.
+
+    Invariants: once it is connected, what waits to be sent waits for the
+    burst, or the reactor has been asked when it can be sent (`_has_asked`);
+    `_waits` says that there is something.  It is read by the burst up to the
+    first event that is not data, and from then on by the reactor.
+    """
+
+    #: Each piece that is written, and not the burst's.
+    sends_at_once = False
+
+    _burst: Burst
+    _waits = False
+    _has_asked = False
+    _is_plain = True
+
+    # -- reading ---------------------------------------------------------------
+
+    def startReading(self) -> None:
+        if self._is_plain and self.connected:
+            self._burst.add_reader(self)
+        else:
+            super().startReading()  # type: ignore[no-untyped-call]
+
+    def stopReading(self) -> None:
+        if not self._burst.remove_reader(self):
+            super().stopReading()  # type: ignore[no-untyped-call]
+
+    def read(self, events: int) -> None:
+        """Take what has come; everything but data comes again, and the reactor sees to it."""
+        is_data = events == select.EPOLLIN
+        if is_data:
             try:
-                connection.send()
+                is_data = self.doRead() is None
             except Exception:
-                # As the reactor does with a connection that raises.
-                _log.failure("A connection failed while it sent")
-                connection.connectionLost(Failure())
+                self._failed("read")
+                return
+        if not is_data:
+            self.stopReading()
+            self._is_plain = False
+            self.startReading()
+
+    # -- writing ---------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if not self.sends_at_once or self._waits:
+            super().write(data)  # type: ignore[no-untyped-call]
+            return
+        self._waits = True  # so that it is not handed to the burst
+        super().write(data)  # type: ignore[no-untyped-call]
+        self.send()
+
+    def startWriting(self) -> None:
+        if not self.connected:
+            # It is about to be, and the reactor will know when.
+            self._ask()
+        elif not self._waits:
+            self._waits = True
+            self._burst.add_writer(self)
+
+    def stopWriting(self) -> None:
+        self._waits = False
+        if self._has_asked:
+            self._has_asked = False
+            super().stopWriting()  # type: ignore[no-untyped-call]
+
+    def send(self) -> None:
+        """Send what the kernel takes; the reactor sees to the rest, or to the end."""
+        if not (self._waits and self.connected):
+            return
+        try:
+            why = self.doWrite()  # type: ignore[no-untyped-call]
+        except Exception:
+            self._failed("sent")
+            return
+        if why is not None or self._waits:
+            self._waits = True
+            self._ask()
+
+    def _ask(self) -> None:
+        self._has_asked = True
+        super().startWriting()  # type: ignore[no-untyped-call]
+
+    def _failed(self, what: str) -> None:
+        """As the reactor does with a connection that raises."""
+        _log.failure("A connection failed while it {what}", what=what)
+        self.connectionLost(Failure())
 
 
-class BurstServer(Server):
-    """
-    An accepted connection.
-
-    Invariant: what waits to be sent waits for the burst, or the reactor has
-    been asked when it can be sent; `_waiting` says that there is something.
-    """
-
-    _waiting = False
+class BurstServer(BurstConnection, Server):
+    """A connection that was accepted."""
 
     def __init__(self, burst: Burst, *arguments: Any) -> None:
         """`arguments` are those of a `Server`."""
         self._burst = burst
+        self.connected = 1  # as it will be when it starts to read
         super().__init__(*arguments)
 
-    def startWriting(self) -> None:
-        if not self._waiting:
-            self._waiting = True
-            self._burst.add(self)
 
-    def stopWriting(self) -> None:
-        self._waiting = False
-        super().stopWriting()  # type: ignore[no-untyped-call]
+class BurstClient(BurstConnection, Client):
+    """A connection that was made here."""
 
-    def send(self) -> None:
-        """Send what the kernel takes; the reactor sees to the rest, or to the end."""
-        if not self._waiting:
-            return
-        why = self.doWrite()  # type: ignore[no-untyped-call]
-        if why is not None or self._waiting:
-            super().startWriting()  # type: ignore[no-untyped-call]
+    def __init__(self, burst: Burst, *arguments: Any) -> None:
+        """`arguments` are those of a `Client`."""
+        self._burst = burst
+        super().__init__(*arguments)  # type: ignore[no-untyped-call]
 
 
-def send_in_bursts(port: IListeningPort) -> None:
-    """Have `port` make such connections, if it is one of TCP as Twisted has them."""
-    if isinstance(port, Port):
-        reactor: Any = port.reactor
-        make: Any = partial(BurstServer, Burst(reactor))
+class _BurstConnector(Connector):
+    def __init__(self, burst: Burst, *arguments: Any) -> None:
+        self._burst = burst
+        super().__init__(*arguments)
+
+    def _makeTransport(self) -> BurstClient:
+        return BurstClient(
+            self._burst, self.host, self.port, self.bindAddress, self, self.reactor
+        )
+
+
+@implementer(IReactorPluggableNameResolver, IReactorTime)
+class BurstReactor:
+    """What an endpoint needs of a reactor, to make such connections."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._burst = Burst(reactor)
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: Any = None,
+    ) -> Connector:
+        """As `IReactorTCP` has it."""
+        arguments = (host, port, factory, timeout, bindAddress, self._reactor)
+        connector = _BurstConnector(self._burst, *arguments)
+        connector.connect()
+        return connector
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+def connect_in_bursts(reactor: Any) -> Any:
+    """For an endpoint: `reactor`, but that its connections are such, where they can be."""
+    can = isinstance(reactor, PosixReactorBase) and hasattr(select, "epoll")
+    return BurstReactor(reactor) if can else reactor
+
+
+def accept_in_bursts(port: IListeningPort) -> None:
+    """Have `port` make such connections, if they can be."""
+    if isinstance(port, Port) and hasattr(select, "epoll"):
+        make: Any = partial(BurstServer, Burst(port.reactor))
         port.transport = make

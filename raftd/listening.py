@@ -19,7 +19,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-from raftd.bursts import send_in_bursts
+from raftd.bursts import accept_in_bursts
 from raftd.errors import BadAnswer
 from raftd.names import split_name
 
@@ -103,7 +103,7 @@ def listen(
                 continue
             close(ports)
             raise BadAnswer(_why_not(address, port, reason, e)) from None
-        send_in_bursts(bound)
+        accept_in_bursts(bound)
         ports.append(bound)
     if not ports:
         raise BadAnswer(

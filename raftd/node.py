@@ -161,6 +161,9 @@ class Node:
 
         self._turn_call: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
+        #: What it was armed for; its own time is a little later, for the clock
+        #: has gone on meanwhile.
+        self._timer_due = math.inf
         #: The end of a member that was removed.
         self._farewell: IDelayedCall | None = None
         #: While the disk is full: when storage looks for room again.
@@ -357,13 +360,15 @@ class Node:
             self._arm(now)
 
     def _carry_out(self, ready: Ready) -> None:
+        # First what others wait for: the log's thread, once it has something to
+        # do, takes the interpreter away from this one.
+        for outgoing in ready.messages:
+            self._dispatch(outgoing)
         if ready.write is not None:
             write = ready.write
             self._storage.write(
                 write.number, write.hard_state, write.entries, write.base, write.commit_index
             )
-        for outgoing in ready.messages:
-            self._dispatch(outgoing)
         if ready.restore is not None:
             self._snapshotter.restore(ready.restore)
         self._applier.add(ready.committed)
@@ -393,11 +398,12 @@ class Node:
         if router.retry_at > now and router.waits_for_leader:
             due = min(due, router.retry_at)
         if self._timer is not None:
-            if self._timer.getTime() <= due:
+            if self._timer_due <= due:
                 return  # it will find out, and be armed again
             self._timer.cancel()
             self._timer = None
         if due < math.inf:
+            self._timer_due = due
             self._timer = self._clock.callLater(max(0.0, due - now), self._due)
 
     def _due(self) -> None:
@@ -410,7 +416,8 @@ class Node:
                 self._raft.persisted(number, self._clock.seconds())
             except Exception:
                 self._defect(Failure())
-            self._wake()
+            if self._raft.wants_turn:
+                self._wake()
 
     def _space_changed(self, is_left: bool) -> None:
         """Storage has no room for more commands, or has room again."""
@@ -573,7 +580,8 @@ class Node:
     def _peer_answered(self, member_id: MemberId, response: Response) -> None:
         if self._running:
             self._raft.receive_response(member_id, response, self._clock.seconds())
-            self._wake()
+            if self._raft.wants_turn:
+                self._wake()
 
     def _peer_lost(self, member_id: MemberId, failure: Failure) -> None:
         failure.trap(RaftdError)

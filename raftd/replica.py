@@ -31,6 +31,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from raftd.bursts import connect_in_bursts
 from raftd.clock import warn_unless_monotonic
 from raftd.core.membership import (
     Configuration,
@@ -125,6 +126,7 @@ class Replica(Handle):
         super().__init__()
         warn_unless_monotonic(reactor)
         self._reactor = reactor
+        self._connecting = connect_in_bursts(reactor)
         self._options = options or ReplicaOptions()
         self._on_running = on_running or (lambda node: None)
         self._on_fatal = on_fatal or (lambda reason: None)
@@ -440,7 +442,7 @@ class Replica(Handle):
     def _endpoint_for(self, name: str) -> IStreamClientEndpoint:
         """Where the member called `name` listens."""
         host, port = split_name(name)
-        return HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT_S)
+        return HostnameEndpoint(self._connecting, host, port, timeout=CONNECT_TIMEOUT_S)
 
     def _run_node(self) -> Node:
         """The node, started if it is not running."""

@@ -250,8 +250,9 @@ class Leadership:
 
     def replicate(self, commit_index: int, now: float) -> None:
         """Send each member what it lacks, as far as its window allows."""
+        last_index = self._log.last_index
         for member_id, progress in self.progress.items():
-            while progress.next_index <= self._log.last_index and progress.may_send():
+            while progress.next_index <= last_index and progress.may_send():
                 self._append_entries(member_id, progress, commit_index)
             self._notice(progress, commit_index, now)
         self._tell_successor()
@@ -260,6 +261,17 @@ class Leadership:
             for member_id, progress in self.progress.items():
                 if self._lacks_notice(progress, commit_index):
                     self._heartbeat(member_id, progress, commit_index)
+
+    def has_more_to_send(self, commit_index: int) -> bool:
+        """Whether `replicate` or `advance_reads` would send something, or see to it."""
+        if self._successor != NOBODY or len(self.reads):
+            return True
+        last_index, no_notice = self._log.last_index, self._notice_due == math.inf
+        return any(
+            (progress.next_index <= last_index and progress.may_send())
+            or (no_notice and self._lacks_notice(progress, commit_index))
+            for progress in self.progress.values()
+        )
 
     def _append_entries(
         self, member_id: MemberId, progress: Progress, commit_index: int

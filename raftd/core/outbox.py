@@ -101,6 +101,11 @@ class Outbox:
         else:
             self._held.append((needs_write, outgoing))
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether there are some that may leave."""
+        return bool(self._free)
+
     def take(self) -> list[Outgoing]:
         """The messages that may leave now, in order."""
         free, self._free = self._free, []

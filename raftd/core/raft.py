@@ -162,6 +162,11 @@ class Raft:
         self.commit_index = max(restored, commit_index)
         #: The last entry that was handed out to be applied.
         self._committed_out = restored
+        #: The commit index of the last `ready`.
+        self._commit_seen = self.commit_index
+        #: The last configuration that was found to be neither joint nor without
+        #: this node, when it was committed.
+        self._settled: Configuration | None = None
         self.leadership: Leadership | None = None
         self.campaign: Campaign | None = None
 
@@ -204,6 +209,23 @@ class Raft:
     def configuration_index(self) -> int:
         """The index of its entry; it is committed if that is."""
         return self._configurations.latest_index
+
+    @property
+    def wants_turn(self) -> bool:
+        """
+        Whether `ready` is to be asked for, now that an answer has come or a
+        write is durable; it is not where that has changed nothing, as when the
+        last of the members acknowledges what is committed already.
+        """
+        leadership = self.leadership
+        return (
+            leadership is None
+            or self.commit_index != self._commit_seen
+            or self._committed_out < min(self.commit_index, self.log.persisted_index)
+            or self._outbox.has_messages
+            or not self.log.is_written
+            or leadership.has_more_to_send(self.commit_index)
+        )
 
     @property
     def next_deadline(self) -> float:
@@ -667,11 +689,16 @@ class Raft:
         A joint configuration is left as soon as it is committed (thesis 4.3); a
         leader that is no voter any more steps down (thesis 4.2.2).
         """
+        configuration = self.configuration
+        if configuration is self._settled:
+            return
         if not leadership.term_start_index <= self.commit_index >= self.configuration_index:
             return
-        if self.configuration.is_joint:
-            self._append_configuration(leadership, self.configuration.left(), now)
-        elif not self.configuration.is_voter(self.member_id):
+        if configuration.is_joint:
+            self._append_configuration(leadership, configuration.left(), now)
+        elif configuration.is_voter(self.member_id):
+            self._settled = configuration
+        else:
             # All that it has taken on is committed: see `Leadership.may_propose`.
             successor = leadership.best_successor()
             if successor != NOBODY:
@@ -822,6 +849,7 @@ class Raft:
         )
         self._reads_out, self._lost_reads = [], []
         self._pieces, self._restore = [], None
+        self._commit_seen = self.commit_index
         return ready
 
     def _next_write(self, now: float) -> Write | None:

@@ -36,6 +36,7 @@ from twisted.protocols import amp
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from raftd.bursts import BurstConnection
 from raftd.errors import (
     IncompatibleVersion,
     PeerUnreachable,
@@ -432,7 +433,8 @@ class BoxConnection(Protocol):
                 self._missing = start - end if offset < end else 0
                 break
             length = data[offset] << 8 | data[offset + 1]
-            if length == 0 and self._key is None:
+            key = self._key
+            if key is None and length == 0:
                 self._end_of_box()
                 offset = start
                 if self.closed_because:
@@ -440,30 +442,29 @@ class BoxConnection(Protocol):
                 continue
             stop = start + length
             # Before anything is kept: would it still be within bounds?
-            if self._key is None and length > _MAX_KEY_BYTES:
+            if key is None and length > _MAX_KEY_BYTES:
                 raise ProtocolViolation("it does not speak AMP")
             if self._box_bytes + stop - offset > MAX_BOX_BYTES:
                 raise ProtocolViolation(f"a box of more than {MAX_BOX_BYTES} bytes")
             if stop > end:
                 self._missing = stop - end
                 break
-            self._string(data[start:stop])
+            if key is None:
+                self._key = self._checked_key(data[start:stop])
+            else:
+                self._box[key] = data[start:stop]
+                self._key = None
             self._box_bytes += stop - offset
             offset = stop
         if offset < end:
             self._pending += data[offset:] if offset else data
 
-    def _string(self, string: bytes) -> None:
-        key = self._key
-        if key is not None:
-            self._box[key] = string
-            self._key = None
-            return
-        if string in self._box:
+    def _checked_key(self, key: bytes) -> bytes:
+        if key in self._box:
             raise ProtocolViolation("a box with the same key twice")
         if len(self._box) >= MAX_BOX_KEYS:
             raise ProtocolViolation(f"a box of more than {MAX_BOX_KEYS} keys")
-        self._key = string
+        return key
 
     def _end_of_box(self) -> None:
         box, size = self._box, self._box_bytes + 2
@@ -501,6 +502,8 @@ def tune(transport: ITransport) -> None:
     """Send small boxes at once, and notice a peer that is gone."""
     if not ITCPTransport.providedBy(transport):
         return
+    if isinstance(transport, BurstConnection):
+        transport.sends_at_once = True
     transport.setTcpNoDelay(True)
     transport.setTcpKeepAlive(True)
     handle = transport.getHandle() if hasattr(transport, "getHandle") else None

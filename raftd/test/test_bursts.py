@@ -1,16 +1,31 @@
-"""Connections that send without asking first, over sockets of which nobody else knows."""
+"""Connections in bursts, over sockets of which nobody else knows."""
 
 from __future__ import annotations
 
+import select
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from twisted.internet.protocol import Protocol
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from raftd.bursts import Burst, BurstServer
+from raftd.bursts import (
+    Burst,
+    BurstClient,
+    BurstServer,
+    accept_in_bursts,
+    connect_in_bursts,
+)
+
+global_reactor: Any = _reactor
 
 
 class Reactor(Clock):
@@ -18,10 +33,14 @@ class Reactor(Clock):
 
     def __init__(self) -> None:
         super().__init__()
+        self.readers: set[Any] = set()
         self.writers: set[object] = set()
 
-    def addReader(self, reader: object) -> None: ...
-    def removeReader(self, reader: object) -> None: ...
+    def addReader(self, reader: object) -> None:
+        self.readers.add(reader)
+
+    def removeReader(self, reader: object) -> None:
+        self.readers.discard(reader)
 
     def addWriter(self, writer: object) -> None:
         self.writers.add(writer)
@@ -32,6 +51,13 @@ class Reactor(Clock):
 
 class Talker(Protocol):
     lost = ""
+    received = b""
+    on_data: Callable[[], None] | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        if self.on_data is not None:
+            self.on_data()
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         self.lost = reason.value.__class__.__name__
@@ -53,7 +79,9 @@ class Producer:
             raise ValueError("no")
 
 
-class PromptTests(SynchronousTestCase):
+class Connected(SynchronousTestCase):
+    """Connections that were accepted, as the port of a server makes them."""
+
     def setUp(self) -> None:
         self.reactor = Reactor()
         self.burst = Burst(self.reactor)
@@ -79,6 +107,101 @@ class PromptTests(SynchronousTestCase):
         except BlockingIOError:
             return b""
 
+    def poll(self) -> None:
+        """As the reactor does with what can be read."""
+        for reader in list(self.reactor.readers):
+            if select.select([reader], [], [], 0)[0]:
+                reader.doRead()
+
+
+class ReadingTests(Connected):
+    def test_the_reactor_sees_one_reader(self) -> None:
+        connections = [self.connect() for _ in range(3)]
+        self.assertEqual(self.reactor.readers, {self.burst})
+        for number, (_, there) in enumerate(connections):
+            there.send(b"%d" % number)
+        self.poll()
+        received = [server.protocol.received for server, _ in connections]
+        self.assertEqual(received, [b"0", b"1", b"2"])
+
+    def test_nothing_is_left_when_the_last_has_stopped(self) -> None:
+        first, _ = self.connect()
+        second, there = self.connect()
+        first.stopReading()
+        first.stopReading()
+        self.assertEqual(self.reactor.readers, {self.burst})
+        second.stopReading()
+        self.assertEqual(self.reactor.readers, set())
+        self.assertEqual(self.burst.fileno(), -1)
+        there.send(b"later")
+        second.startReading()
+        second.startReading()
+        self.poll()
+        self.assertEqual(second.protocol.received, b"later")
+
+    def test_one_that_does_not_want_to_read_is_left_alone(self) -> None:
+        paused, there = self.connect()
+        self.connect()
+        paused.pauseProducing()
+        there.send(b"not yet")
+        self.poll()
+        self.assertEqual(paused.protocol.received, b"")
+        paused.resumeProducing()
+        self.poll()
+        self.assertEqual(paused.protocol.received, b"not yet")
+
+    def test_the_reactor_sees_to_the_end(self) -> None:
+        """It finds what the burst has found, once more, and tells the protocol."""
+        server, there = self.connect()
+        self.connect()
+        there.send(b"all")
+        there.close()
+        for _ in range(3):
+            self.poll()
+        self.assertEqual(server.protocol.received, b"all")
+        self.assertEqual(self.reactor.readers, {self.burst, server})
+        self.assertIsInstance(server.doRead(), Exception)
+        server.stopReading()
+        self.assertEqual(self.reactor.readers, {self.burst})
+
+    def test_one_that_raises_is_lost_alone(self) -> None:
+        bad, to_bad = self.connect()
+        good, to_good = self.connect()
+        protocol = bad.protocol
+
+        def fail() -> None:
+            raise ValueError("no")
+
+        protocol.on_data = fail
+        to_bad.send(b"x")
+        to_good.send(b"arrives")
+        self.poll()
+        self.assertEqual(protocol.lost, "ValueError")
+        self.assertEqual(good.protocol.received, b"arrives")
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_one_may_close_another_that_has_sent_something(self) -> None:
+        """Whichever comes first, the other is not read any more."""
+        connections = [self.connect() for _ in range(2)]
+        protocols = [server.protocol for server, _ in connections]
+        for position, protocol in enumerate(protocols):
+            other, _ = connections[1 - position]
+            protocol.on_data = partial(other.connectionLost, Failure(ConnectionError()))
+        for _, there in connections:
+            there.send(b"x")
+        self.poll()
+        self.assertEqual(sorted(p.received for p in protocols), [b"", b"x"])
+        self.assertEqual(sorted(p.lost for p in protocols), ["", "ConnectionError"])
+
+    def test_all_end_with_the_reactor(self) -> None:
+        connections = [self.connect() for _ in range(2)]
+        protocols = [server.protocol for server, _ in connections]
+        self.burst.connectionLost(Failure(ConnectionError()))
+        self.assertEqual([p.lost for p in protocols], ["ConnectionError"] * 2)
+        self.assertEqual(self.reactor.readers, set())
+
+
+class WritingTests(Connected):
     def test_sends_at_the_end_of_the_turn(self) -> None:
         """In one piece, without the reactor's help; nothing is due afterwards."""
         server, there = self.connect()
@@ -168,3 +291,93 @@ class PromptTests(SynchronousTestCase):
         self.turn()
         self.assertEqual(self.reactor.writers, {server})
         self.assertIsInstance(server.doWrite(), Exception)
+
+    def test_at_once(self) -> None:
+        """Each piece goes its way, and nothing is due."""
+        server, there = self.connect()
+        server.sends_at_once = True
+        for piece in (b"one", b"two"):
+            server.write(piece)
+            self.assertEqual(self.received(there), piece)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(self.reactor.writers, set())
+
+    def test_at_once_in_order(self) -> None:
+        """What is written while the kernel takes no more waits behind what it has not taken."""
+        server, there = self.connect()
+        server.sends_at_once = True
+        data = bytes(range(256)) * 16_384
+        server.write(data)
+        self.assertEqual(self.reactor.writers, {server})
+        server.write(b"end")
+        got = b""
+        while self.reactor.writers:
+            got += self.received(there)
+            server.doWrite()
+        self.assertEqual(got + self.received(there), data + b"end")
+
+    def test_at_once_and_then_the_end(self) -> None:
+        server, there = self.connect()
+        server.sends_at_once = True
+        server.write(b"last words")
+        server.loseConnection()
+        self.assertEqual(self.received(there), b"last words")
+        self.turn()
+        self.assertEqual(self.reactor.writers, {server})
+        self.assertIsInstance(server.doWrite(), Exception)
+        server.connectionLost(Failure(ConnectionError()))
+        server.write(b"too late")
+        self.assertEqual(self.reactor.writers, set())
+
+
+class Pair(Protocol):
+    """Answers everything in upper case."""
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data.upper())
+
+
+class EndpointTests(TestCase):
+    """Both ends, on the reactor that there is."""
+
+    def test_connects(self) -> Deferred[None]:
+        """What an endpoint connects is of this kind, where it can be, and says the same."""
+        factory = Factory.forProtocol(Pair)
+        port = global_reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        accept_in_bursts(port)
+        reactor = connect_in_bursts(global_reactor)
+        endpoint = HostnameEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        got: Deferred[bytes] = Deferred()
+        lost: Deferred[None] = Deferred()
+
+        class Asker(Protocol):
+            def connectionMade(self) -> None:
+                self.transport.write(b"hello")  # type: ignore[union-attr]
+
+            def dataReceived(self, data: bytes) -> None:
+                got.callback(data)
+
+            def connectionLost(self, reason: Failure = connectionDone) -> None:
+                lost.callback(None)
+
+        def answered(data: bytes) -> Deferred[None]:
+            self.assertEqual(data, b"HELLO")
+            transport: Any = asker.transport
+            self.assertIs(isinstance(transport, BurstClient), reactor is not global_reactor)
+            transport.loseConnection()
+            return lost
+
+        asker = Asker()
+        connected: Deferred[Any] = connectProtocol(endpoint, asker)
+        connected.addCallback(lambda _: got).addCallback(answered)
+        return connected
+
+    def test_nobody_listens(self) -> Deferred[Failure]:
+        port = global_reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+        number = port.getHost().port
+        endpoint = HostnameEndpoint(connect_in_bursts(global_reactor), "127.0.0.1", number)
+        stopped = maybeDeferred(port.stopListening)
+        refused = stopped.addCallback(lambda _: connectProtocol(endpoint, Protocol()))
+        return self.assertFailure(refused, ConnectionRefusedError)

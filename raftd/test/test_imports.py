@@ -134,14 +134,14 @@ TABLE = {
     # The node.
     **dict.fromkeys(NODE, DRIVER),
     # Faces: each knows the contract, none knows another, or a concrete store.
-    "net": Rule((*CONTRACT, "names"), ("httptools", "msgspec", "twisted", "zope")),
+    "net": Rule((*CONTRACT, "bursts", "names"), ("httptools", "msgspec", "twisted", "zope")),
     "web": Rule(
         (*CONTRACT, *VOCABULARY, "idempotency", "names", "_version", ""),
         ("msgspec", "twisted", "zope"),
     ),
     "console": Rule(("errors", "interfaces", "names"), ("msgspec", "twisted")),
     "listening": Rule(("bursts", "errors", "names"), ("twisted",)),
-    "bursts": Rule((), ("twisted",)),
+    "bursts": Rule((), ("twisted", "zope")),
     "probing": Rule(("errors", "names"), ("msgspec", "treq", "twisted", "zope")),
     "client": Rule(("clock", "errors"), ("msgspec", "treq", "twisted", "zope")),
     "ctl": Rule(("_version", "client", "clock", "errors", "names"), ("msgspec", "twisted")),
@@ -155,6 +155,7 @@ TABLE = {
         (
             *CONTRACT,
             *NODE,
+            "bursts",
             "clock",
             "core",
             "joining",
