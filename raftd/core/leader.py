@@ -103,6 +103,7 @@ class Leadership:
         #: (first index, last index of the log) of the batch that was sent last.
         self._batch_key = (0, 0)
         self._last_batch: tuple[Entry, ...] = ()
+        self._batch_bytes = 0
         #: The other members.
         self.progress: dict[MemberId, Progress] = {}
         self.configure(configuration, now)
@@ -289,7 +290,7 @@ class Leadership:
             AppendEntries(self._term, previous, previous_term, commit_index, entries),
         )
         last = previous + len(entries)
-        progress.sent(last, sum(len(e.data) for e in entries))
+        progress.sent(last, self._batch_bytes)
         progress.commit_sent = max(progress.commit_sent, min(commit_index, last))
 
     def _batch(self, first: int) -> tuple[Entry, ...]:
@@ -302,7 +303,7 @@ class Leadership:
         key = (first, self._log.last_index)
         if key != self._batch_key:
             self._batch_key = key
-            self._last_batch = self._log.batch(
+            self._last_batch, self._batch_bytes = self._log.batch(
                 first, MAX_ENTRIES_PER_APPEND, MAX_BYTES_PER_APPEND
             )
         return self._last_batch

@@ -75,16 +75,21 @@ class Log:
             )
         return self._entries[first - self.base_index - 1 : last - self.base_index]
 
-    def batch(self, first: int, max_entries: int, max_bytes: int) -> tuple[Entry, ...]:
-        """Entries from `first` on, at least one, at most `max_bytes` of data otherwise."""
+    def batch(
+        self, first: int, max_entries: int, max_bytes: int
+    ) -> tuple[tuple[Entry, ...], int]:
+        """
+        Entries from `first` on, at least one, at most `max_bytes` of data
+        otherwise; and how many bytes of data they have.
+        """
         start = first - self.base_index - 1
         batch = self._entries[start : start + max_entries]
         size = 0
         for count, entry in enumerate(batch):
+            if size + len(entry.data) > max_bytes and count:
+                return tuple(batch[:count]), size
             size += len(entry.data)
-            if size > max_bytes and count:
-                return tuple(batch[:count])
-        return tuple(batch)
+        return tuple(batch), size
 
     def is_up_to_date(self, last_log_index: int, last_log_term: int) -> bool:
         """Whether a log that ends so is at least as up-to-date as this one (paper 5.4.1)."""

@@ -40,8 +40,6 @@ _host = re.compile(
 #: RFC 9112, 3.2.2: a target with a scheme and an authority.
 _absolute_form = re.compile(rb"(?i:https?)://([^/?#]+)(.*)", re.DOTALL).fullmatch
 
-_forbidden_in_field = re.compile(rb"[\r\n\0]").search
-
 
 class Refused(Exception):
     """A request that the protocol itself answers, with an error; the connection ends."""
@@ -202,15 +200,12 @@ class Responses:
         prefix = self._prefixes.get((status, content_type))
         if prefix is None:
             prefix = self._prefix(status, content_type)
-        for name, value in headers:
-            if _forbidden_in_field(value) or _forbidden_in_field(name):
-                raise ValueError("a line break in a header field")
-            connection += name + b": " + value + b"\r\n"
+        fields = connection + _lines(headers)
         if status in _WITHOUT_CONTENT:
-            return prefix + connection + b"\r\n"
+            return prefix + fields + b"\r\n"
         if head_only:
-            return b"%b%d\r\n%b\r\n" % (prefix, len(body), connection)
-        return b"%b%d\r\n%b\r\n%b" % (prefix, len(body), connection, body)
+            return b"%b%d\r\n%b\r\n" % (prefix, len(body), fields)
+        return b"%b%d\r\n%b\r\n%b" % (prefix, len(body), fields, body)
 
     def open(
         self,
@@ -226,10 +221,7 @@ class Responses:
         Its body ends as chunks do, or with the connection (RFC 9112, 6.3).
         """
         fields = b"Transfer-Encoding: chunked\r\n" if chunked else b""
-        for name, value in headers:
-            if _forbidden_in_field(value) or _forbidden_in_field(name):
-                raise ValueError("a line break in a header field")
-            fields += name + b": " + value + b"\r\n"
+        fields += _lines(headers)
         return b"HTTP/1.1 %d %b\r\n%bContent-Type: %b\r\n%b%b\r\n" % (
             status,
             _phrase(status),
@@ -245,6 +237,17 @@ class Responses:
             prefix += b"Content-Type: %b\r\nContent-Length: " % content_type
         self._prefixes[status, content_type] = prefix
         return prefix
+
+
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """As they stand in a head; `ValueError` if one of them would be more than a line."""
+    lines = b""
+    for name, value in headers:
+        lines += name + b": " + value + b"\r\n"
+    count = len(headers)
+    if lines.count(b"\r") != count or lines.count(b"\n") != count or b"\0" in lines:
+        raise ValueError("a line break in a header field")
+    return lines
 
 
 def _phrase(status: int) -> bytes:

@@ -271,7 +271,8 @@ class HTTPConnection(Protocol):
             except Exception:
                 self._failed(request)
         self._corked = False
-        self._flush()
+        if self._gathered:
+            self._flush()
 
     def _failed(self, request: Request) -> None:
         """The handler raised; if it has not answered, it will not any more."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
+from msgspec.structs import astuple
 
 from raftd.core.invariants import Checker
 from raftd.core.log import Log
@@ -263,6 +264,8 @@ class Node:
         self.incarnation += 1
         self.up = True
         self.dirty = False
+        #: Since the last `Ready`, nothing came but what wants none.
+        self._is_calm = False
         self.sent: list[Outgoing] = []
         self.to_apply: deque[Entry] = deque()
         latest = self.disk.latest
@@ -303,8 +306,9 @@ class Node:
         self.up = False
         self.disk.crash()
 
-    def _step(self) -> None:
+    def _step(self, wants_turn: bool = True) -> None:
         self.dirty = True
+        self._is_calm = self._is_calm and not wants_turn
         self._checker.check()
         check(self.raft.log.last_term <= self.raft.term, "no entry of a term to come")
         if self.raft.role is Role.LEADER:
@@ -332,7 +336,7 @@ class Node:
 
     def respond(self, sender: MemberId, response: Response) -> None:
         self.raft.receive_response(sender, response, self.time.now)
-        self._step()
+        self._step(self.raft.wants_turn)
 
     def unreachable(self, member_id: MemberId) -> None:
         self.raft.unreachable(member_id)
@@ -369,7 +373,7 @@ class Node:
 
     def persisted(self, number: int) -> None:
         self.raft.persisted(number, self.time.now)
-        self._step()
+        self._step(self.raft.wants_turn)
 
     def snapshot_installed(self, member_id: MemberId, term: int, index: int) -> None:
         self.raft.snapshot_installed(member_id, term, index)
@@ -380,7 +384,10 @@ class Node:
     def collect(self) -> None:
         """Take a `Ready`; what it says to write waits on the disk, to apply in `to_apply`."""
         self.dirty = False
+        is_due = self.time.now >= self.raft.next_deadline
         ready = self.raft.ready(self.time.now)
+        if self._is_calm and not is_due:
+            check(not any(astuple(ready)), "what wants no turn has nothing for it")
         if ready.write is not None:
             self.disk.write(ready.write)
         for out in ready.messages:
@@ -397,7 +404,7 @@ class Node:
         self.lacking += ready.lack_snapshot
         self.pieces += ready.pieces
         self._step()
-        self.dirty = False
+        self.dirty, self._is_calm = False, True
 
     def _check_promise(self, message: Message, to: MemberId) -> None:
         """What a message says about its sender is on the sender's disk when it leaves."""
@@ -434,7 +441,7 @@ class Node:
             check(entry.index == len(self.applied) + 1, "applied in order, once")
             self.applied.append(entry)
         self.raft.applied(len(self.applied))
-        self._step()
+        self._step(wants_turn=False)
 
     def flush(self) -> None:
         """Take what is ready, and make everything durable."""

@@ -202,8 +202,9 @@ class Logs(SynchronousTestCase):
             (1, 9, 5, [1]),
             (6, 9, 999, []),
         ):
-            batch = log.batch(first, entries, size)
+            batch, taken = log.batch(first, entries, size)
             self.assertEqual([e.index for e in batch], expected, (first, entries, size))
+            self.assertEqual(taken, 10 * len(expected))
 
     def test_which_log_is_more_up_to_date(self) -> None:
         log = Log(log_of([1, 2, 2]))
@@ -253,7 +254,7 @@ class Logs(SynchronousTestCase):
         log.compact(6)
         self.assertEqual((log.first_index, log.last_index, log.last_term), (7, 6, 3))
         self.assertEqual((log.last_time_ms, log.is_written), (60, True))
-        self.assertEqual(log.batch(7, 9, 99), ())
+        self.assertEqual(log.batch(7, 9, 99), ((), 0))
 
     def test_53_what_was_dropped_is_let_go_of_bit_by_bit(self) -> None:
         """Freeing a million entries takes its time: `free` does so, and nothing else."""

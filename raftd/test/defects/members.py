@@ -212,7 +212,7 @@ MEMBERS = (
         "joint-configuration-stays",
         "Nobody leaves a joint configuration.",
         RAFT,
-        "            self._append_configuration(leadership, self.configuration.left(), now)\n",
+        "            self._append_configuration(leadership, configuration.left(), now)\n",
         "            pass\n",
     ),
     Defect(
@@ -223,7 +223,7 @@ MEMBERS = (
         "        if not leadership.term_start_index <= self.commit_index >= "
         "self.configuration_index:\n",
         "        if self.configuration.is_joint:\n"
-        "            self._append_configuration(leadership, self.configuration.left(), now)\n"
+        "            self._append_configuration(leadership, configuration.left(), now)\n"
         "            return\n"
         "        if not leadership.term_start_index <= self.commit_index >= "
         "self.configuration_index:\n",

@@ -251,11 +251,10 @@ REPLICATION = (
         "replication-waits-for-the-heartbeat",
         "Entries are sent when the next heartbeat is due.",
         LEADER,
-        "            while progress.next_index <= self._log.last_index and "
-        "progress.may_send():",
+        "            while progress.next_index <= last_index and progress.may_send():",
         "            while (\n"
         "                now >= self.heartbeat_due\n"
-        "                and progress.next_index <= self._log.last_index\n"
+        "                and progress.next_index <= last_index\n"
         "                and progress.may_send()\n"
         "            ):",
         seeds=60,
