@@ -6,7 +6,7 @@ It is counted, not timed, so that nothing depends on what else the machine does.
 
 from __future__ import annotations
 
-import json
+import posixpath
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -87,8 +87,8 @@ class WorkTests(SynchronousTestCase):
 
 
 def busy(size: int) -> None:
-    """A library that is called for nothing, and calls a few functions for each of `size`."""
-    json.dumps([0] * size, indent=1)
+    """A library that is called for nothing, and calls two functions for each of `size`."""
+    posixpath.join("", *["part"] * size)
 
 
 class FailingTests(SynchronousTestCase):
@@ -107,7 +107,7 @@ class FailingTests(SynchronousTestCase):
         handle = Routes.handle
 
         def handle_busily(self: Routes, request: Any) -> None:
-            busy(5)
+            busy(20)
             handle(self, request)
 
         self.patch(Routes, "handle", handle_busily)
@@ -118,7 +118,7 @@ class FailingTests(SynchronousTestCase):
         receive = Node.receive
 
         def receive_busily(self: Node, *arguments: Any) -> Deferred[Response]:
-            busy(50)
+            busy(100)
             return receive(self, *arguments)
 
         self.patch(Node, "receive", receive_busily)
