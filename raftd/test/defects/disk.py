@@ -346,9 +346,9 @@ DISK = (
         "answered-when-queued",
         "The driver reports a write as durable when it hands it to storage.",
         "node.py",
-        "        for outgoing in ready.messages:\n            self._dispatch(outgoing)\n",
+        "        if ready.restore is not None:\n            self._snapshotter.restore",
         "            self._raft.persisted(write.number, self._clock.seconds())\n"
-        "        for outgoing in ready.messages:\n            self._dispatch(outgoing)\n",
+        "        if ready.restore is not None:\n            self._snapshotter.restore",
     ),
     Defect(
         51,
