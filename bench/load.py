@@ -81,6 +81,8 @@ class Sample:
     generator_us: float = 0.0
     #: What only some of the measurements have.
     more: dict[str, float] = field(default_factory=dict)
+    #: Of an occasion that was repeated: what each time took, in seconds.
+    each: list[float] = field(default_factory=list)
 
 
 def lua_string(data: bytes) -> str:

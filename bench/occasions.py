@@ -92,7 +92,7 @@ def failover(make: Callable[[], HTTPCluster], kills: int = KILLS) -> Sample:
             cluster.await_leader()
             time.sleep(1.0)
     more = {"failover_s": median(took), "worst_failover_s": max(took), "kills": len(took)}
-    return Sample(0, 0, 0, more=more)
+    return Sample(0, 0, 0, more=more, each=took)
 
 
 def _time_without_leader(cluster: HTTPCluster, leader: int) -> float:
