@@ -8,17 +8,19 @@ lines of the log, and looks up their prefix.  Both together are a quarter of
 what an answer takes of the processor (`docs/performance.md`).
 
 So these connections have an epoll of their own, which the reactor sees as one
-thing to read from.  And what was written in one turn of the reactor is sent at
-its end, for all of them together: sent one by one as they come, each answer
-would wake up the client at the other end, which costs more than is gained.
-Connections to peers send at once (`sends_at_once`), for a peer has work to do
-meanwhile.  Whatever is not data, such as the end of a connection, and what the
-kernel does not take, is left to the reactor.
+thing to read from.  A burst is: to read from all that have sent something; then
+to do what was asked for (`Burst.soon`), which is the node's turn; then to send
+for all of them what was written meanwhile.  Sent one by one as they come, each
+answer would wake up the client at the other end, which costs more than is
+gained.  Connections to peers send at once (`sends_at_once`), for a peer has work
+to do meanwhile.  Whatever is not data, such as the end of a connection, and what
+the kernel does not take, is left to the reactor.
 """
 
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,20 +45,55 @@ _log = Logger()
 @implementer(IReadDescriptor)
 class Burst:
     """
-    Connections that are read and sent from together.
+    The connections of a reactor that are read and sent from together.
 
     Invariants: those in `_readers`, by descriptor, are those in `_epoll`, and
-    the reactor watches that if, and only if, there is one.  `_send` is due if,
-    and only if, there is one in `_writers`: they had something to send and
-    have not tried to yet.
+    the reactor watches that if, and only if, there is one.  Those in `_writers`
+    have something to send and have not tried to yet; if there is one, a burst
+    is under way, or `_end` is due.
     """
 
-    def __init__(self, reactor: Any) -> None:
-        """`reactor` is an `IReactorTime` and an `IReactorFDSet`."""
+    def __init__(
+        self, reactor: Any, make_epoll: Callable[[], select.epoll] | None = None
+    ) -> None:
+        """
+        `reactor` is an `IReactorTime`; where it has no sockets as Twisted's
+        have them, or the kernel no epoll, its connections stay as they are.
+        """
         self._reactor = reactor
+        if make_epoll is None and isinstance(reactor, PosixReactorBase):
+            make_epoll = getattr(select, "epoll", None)
+        self._make_epoll = make_epoll
         self._epoll: select.epoll | None = None
         self._readers: dict[int, BurstConnection] = {}
         self._writers: list[BurstConnection] = []
+        #: What is to be done when all have been read.
+        self._acts: list[Callable[[], None]] = []
+        self._is_reading = False
+        self._is_under_way = False
+
+    # -- who takes part --------------------------------------------------------
+
+    def accept(self, port: IListeningPort) -> None:
+        """Have `port` make such connections, if they can be."""
+        if self._make_epoll is not None and isinstance(port, Port):
+            make: Any = partial(BurstServer, self)
+            port.transport = make
+
+    @property
+    def connecting(self) -> Any:
+        """The reactor for an endpoint, so that its connections are such, if they can be."""
+        return self._reactor if self._make_epoll is None else BurstReactor(self._reactor, self)
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """
+        Call `act`, which must not raise, when all that there is has been read:
+        within the burst that is being read, or in the next turn of the reactor.
+        """
+        if self._is_reading:
+            self._acts.append(act)
+        else:
+            self._reactor.callLater(0, self._act, act)
 
     # -- reading ---------------------------------------------------------------
 
@@ -66,7 +103,8 @@ class Burst:
         if fd in self._readers:
             return
         if self._epoll is None:
-            self._epoll = select.epoll()
+            assert self._make_epoll is not None
+            self._epoll = self._make_epoll()
             self._reactor.addReader(self)
         self._epoll.register(fd, select.EPOLLIN)
         self._readers[fd] = connection
@@ -89,14 +127,26 @@ class Burst:
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
-        """Read from whoever has sent something."""
+        """A burst; called when somebody has sent something."""
         if self._epoll is None:
             return
+        self._is_under_way = self._is_reading = True
         for fd, events in self._epoll.poll(0, MAX_READ_AT_ONCE):
             connection = self._readers.get(fd)
             # None if one that was read before it has closed it.
             if connection is not None:
                 connection.read(events)
+        self._is_reading = False
+        acts, self._acts = self._acts, []
+        for act in acts:
+            act()
+        self._end()
+
+    def _act(self, act: Callable[[], None]) -> None:
+        """A burst in which nothing is read."""
+        self._is_under_way = True
+        act()
+        self._end()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has ended."""
@@ -110,11 +160,13 @@ class Burst:
     # -- writing ---------------------------------------------------------------
 
     def add_writer(self, connection: BurstConnection) -> None:
-        if not self._writers:
-            self._reactor.callLater(0, self._send)
+        if not self._writers and not self._is_under_way:
+            self._reactor.callLater(0, self._end)
         self._writers.append(connection)
 
-    def _send(self) -> None:
+    def _end(self) -> None:
+        """Send what was written."""
+        self._is_under_way = False
         connections, self._writers = self._writers, []
         for connection in connections:
             connection.send()
@@ -243,11 +295,11 @@ class _BurstConnector(Connector):
 
 @implementer(IReactorPluggableNameResolver, IReactorTime)
 class BurstReactor:
-    """What an endpoint needs of a reactor, to make such connections."""
+    """A reactor whose connections are such: what an endpoint needs of it."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, burst: Burst) -> None:
         self._reactor = reactor
-        self._burst = Burst(reactor)
+        self._burst = burst
 
     def connectTCP(
         self,
@@ -265,16 +317,3 @@ class BurstReactor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
-
-
-def connect_in_bursts(reactor: Any) -> Any:
-    """For an endpoint: `reactor`, but that its connections are such, where they can be."""
-    can = isinstance(reactor, PosixReactorBase) and hasattr(select, "epoll")
-    return BurstReactor(reactor) if can else reactor
-
-
-def accept_in_bursts(port: IListeningPort) -> None:
-    """Have `port` make such connections, if they can be."""
-    if isinstance(port, Port) and hasattr(select, "epoll"):
-        make: Any = partial(BurstServer, Burst(port.reactor))
-        port.transport = make

@@ -19,7 +19,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-from raftd.bursts import accept_in_bursts
+from raftd.bursts import Burst
 from raftd.errors import BadAnswer
 from raftd.names import split_name
 
@@ -86,14 +86,20 @@ def _is_loopback_name(host: str) -> bool:
 
 
 def listen(
-    reactor: Any, addresses: Sequence[str], port: int, factory: IProtocolFactory
+    reactor: Any,
+    addresses: Sequence[str],
+    port: int,
+    factory: IProtocolFactory,
+    burst: Burst | None = None,
 ) -> list[IListeningPort]:
     """
     Listen on all `addresses` that this machine has; `reactor` is an `IReactorTCP`.
 
+    The connections take part in `burst`, or, without one, in one of their own.
     `BadAnswer` if it has none of them, or if something listens there already.
     """
     ports: list[IListeningPort] = []
+    burst = burst or Burst(reactor)
     for address in addresses:
         try:
             bound = reactor.listenTCP(port, factory, backlog=BACKLOG, interface=address)
@@ -103,7 +109,7 @@ def listen(
                 continue
             close(ports)
             raise BadAnswer(_why_not(address, port, reason, e)) from None
-        accept_in_bursts(bound)
+        burst.accept(bound)
         ports.append(bound)
     if not ports:
         raise BadAnswer(

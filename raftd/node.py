@@ -128,9 +128,13 @@ class Node:
         request_timeout_s: float,
         on_fatal: Callable[[Fatal], None],
         snapshot_threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
+        soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         """
         A node with what `storage` and `snapshots` have recovered.
+
+        `soon` calls something once all that has come in was read; by default,
+        in the clock's next turn.
 
         `state_machine` has been restored from the newest snapshot, if there is
         one.  `on_fatal` is called once if the node must stop.
@@ -159,7 +163,8 @@ class Node:
         self._configuration = Configuration()
         self._running = False
 
-        self._turn_call: IDelayedCall | None = None
+        self._soon = soon or (lambda act: clock.callLater(0, act))
+        self._turn_is_due = False
         self._timer: IDelayedCall | None = None
         #: What it was armed for; its own time is a little later, for the clock
         #: has gone on meanwhile.
@@ -253,7 +258,7 @@ class Node:
         self._running = False
         farewells = [timer for _, timer in self._departing.values()]
         timers = (self._timer, self._farewell, self._space_timer)
-        for call in (self._turn_call, *timers, *farewells):
+        for call in (*timers, *farewells):
             if call is not None and call.active():
                 call.cancel()
         self._router.stop()
@@ -326,11 +331,14 @@ class Node:
 
     def _wake(self) -> None:
         """Something has come in: run a turn once all that is there has been read."""
-        if self._turn_call is None and self._running:
-            self._turn_call = self._clock.callLater(0, self._turn)
+        if not self._turn_is_due and self._running:
+            self._turn_is_due = True
+            self._soon(self._turn)
 
     def _turn(self) -> None:
-        self._turn_call = None
+        self._turn_is_due = False
+        if not self._running:
+            return
         try:
             self._do_turn(self._clock.seconds())
         except Fatal as e:

@@ -15,7 +15,7 @@ step is taken again.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from random import SystemRandom
+from random import Random
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,7 +31,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from raftd.bursts import connect_in_bursts
+from raftd.bursts import Burst
 from raftd.clock import warn_unless_monotonic
 from raftd.core.membership import (
     Configuration,
@@ -126,7 +126,8 @@ class Replica(Handle):
         super().__init__()
         warn_unless_monotonic(reactor)
         self._reactor = reactor
-        self._connecting = connect_in_bursts(reactor)
+        #: What all connections of this member take part in.
+        self.burst = Burst(reactor)
         self._options = options or ReplicaOptions()
         self._on_running = on_running or (lambda node: None)
         self._on_fatal = on_fatal or (lambda reason: None)
@@ -276,7 +277,7 @@ class Replica(Handle):
         pool = self._reactor.getThreadPool()
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
         check_exposure(name, addresses, insecure)
-        self._ports = listen(self._reactor, addresses, port, self.peer_factory)
+        self._ports = listen(self._reactor, addresses, port, self.peer_factory, self.burst)
 
     # -- a new cluster -------------------------------------------------------------
 
@@ -442,7 +443,7 @@ class Replica(Handle):
     def _endpoint_for(self, name: str) -> IStreamClientEndpoint:
         """Where the member called `name` listens."""
         host, port = split_name(name)
-        return HostnameEndpoint(self._connecting, host, port, timeout=CONNECT_TIMEOUT_S)
+        return HostnameEndpoint(self.burst.connecting, host, port, timeout=CONNECT_TIMEOUT_S)
 
     def _run_node(self) -> Node:
         """The node, started if it is not running."""
@@ -451,7 +452,7 @@ class Replica(Handle):
         log = self._recovered_log()
         snapshots = self._recovered_snapshots(log)
         clock: IReactorTime = self._reactor
-        random = SystemRandom()
+        random = Random()  # begun by the system's
         member, options = self._member(), self._options
         self._peer_identity.member = member
         self._peer_identity.cluster_id = self._identity.cluster_id
@@ -475,6 +476,7 @@ class Replica(Handle):
             request_timeout_s=options.request_timeout_ms / 1000,
             snapshot_threshold_bytes=options.snapshot_threshold_bytes,
             on_fatal=self._on_fatal,
+            soon=self.burst.soon,
         )
         transport.on_removed = lambda reason: node.fail(Removed(reason))
         self._peer_identity.removed = frozenset(node.committed_configuration.removed)

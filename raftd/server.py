@@ -112,7 +112,9 @@ class Server:
         addresses = await deferToThreadPool(self._reactor, pool, resolve, host)
         check_exposure(self._options.listen or name, addresses, self._options.insecure)
         await close(self._ports)
-        self._ports = listen(self._reactor, addresses, port, self._port_factory)
+        self._ports = listen(
+            self._reactor, addresses, port, self._port_factory, self._replica.burst
+        )
         self._name = name
 
     def initialize(self) -> Deferred[None]:

@@ -21,8 +21,6 @@ from raftd.bursts import (
     Burst,
     BurstClient,
     BurstServer,
-    accept_in_bursts,
-    connect_in_bursts,
 )
 
 global_reactor: Any = _reactor
@@ -84,7 +82,7 @@ class Connected(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = Reactor()
-        self.burst = Burst(self.reactor)
+        self.burst = Burst(self.reactor, select.epoll)
 
     def connect(self) -> tuple[Any, socket.socket]:
         here, there = socket.socketpair()
@@ -199,6 +197,55 @@ class ReadingTests(Connected):
         self.burst.connectionLost(Failure(ConnectionError()))
         self.assertEqual([p.lost for p in protocols], ["ConnectionError"] * 2)
         self.assertEqual(self.reactor.readers, set())
+
+
+class OrderTests(Connected):
+    """First all are read, then comes what was asked for, then what was written is sent."""
+
+    def test_what_is_asked_for_while_reading_comes_behind_all_of_it(self) -> None:
+        connections = [self.connect() for _ in range(2)]
+        protocols = [server.protocol for server, _ in connections]
+        seen: list[list[bytes]] = []
+
+        def act() -> None:
+            seen.append([protocol.received for protocol in protocols])
+            for server, there in connections:
+                server.write(b"answer")
+                seen.append([self.received(there)])
+
+        for protocol, (_, there) in zip(protocols, connections, strict=True):
+            protocol.on_data = partial(self.burst.soon, act)
+            there.send(b"x")
+        self.poll()
+        # Asked for by each of them.
+        self.assertEqual(seen[:3], [[b"x", b"x"], [b""], [b""]])
+        answers = [self.received(there) for _, there in connections]
+        self.assertEqual(answers, [b"answeranswer"] * 2)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_what_is_asked_for_otherwise_comes_with_the_next_turn(self) -> None:
+        server, there = self.connect()
+        self.burst.soon(lambda: server.write(b"answer"))
+        self.assertEqual(self.received(there), b"")
+        self.turn()
+        self.assertEqual(self.received(there), b"answer")
+
+    def test_who_asks_again_and_again_lets_others_read_between(self) -> None:
+        server, there = self.connect()
+        acted: list[int] = []
+
+        def act() -> None:
+            acted.append(1)
+            if len(acted) < 3:
+                self.burst.soon(act)
+
+        server.protocol.on_data = partial(self.burst.soon, act)
+        there.send(b"x")
+        self.poll()
+        self.assertEqual(len(acted), 1)
+        self.assertEqual(len(self.reactor.getDelayedCalls()), 1)
+        self.turn()
+        self.assertEqual(len(acted), 3)
 
 
 class WritingTests(Connected):
@@ -346,9 +393,9 @@ class EndpointTests(TestCase):
         factory = Factory.forProtocol(Pair)
         port = global_reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
-        accept_in_bursts(port)
-        reactor = connect_in_bursts(global_reactor)
-        endpoint = HostnameEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        burst = Burst(global_reactor)
+        burst.accept(port)
+        endpoint = HostnameEndpoint(burst.connecting, "127.0.0.1", port.getHost().port)
         got: Deferred[bytes] = Deferred()
         lost: Deferred[None] = Deferred()
 
@@ -365,7 +412,8 @@ class EndpointTests(TestCase):
         def answered(data: bytes) -> Deferred[None]:
             self.assertEqual(data, b"HELLO")
             transport: Any = asker.transport
-            self.assertIs(isinstance(transport, BurstClient), reactor is not global_reactor)
+            is_possible = burst.connecting is not global_reactor
+            self.assertIs(isinstance(transport, BurstClient), is_possible)
             transport.loseConnection()
             return lost
 
@@ -377,7 +425,7 @@ class EndpointTests(TestCase):
     def test_nobody_listens(self) -> Deferred[Failure]:
         port = global_reactor.listenTCP(0, Factory(), interface="127.0.0.1")
         number = port.getHost().port
-        endpoint = HostnameEndpoint(connect_in_bursts(global_reactor), "127.0.0.1", number)
+        endpoint = HostnameEndpoint(Burst(global_reactor).connecting, "127.0.0.1", number)
         stopped = maybeDeferred(port.stopListening)
         refused = stopped.addCallback(lambda _: connectProtocol(endpoint, Protocol()))
         return self.assertFailure(refused, ConnectionRefusedError)

@@ -283,8 +283,8 @@ REPLICATION = (
         "turn-waits-for-the-timer",
         "The driver proposes when its timer is due, not at once.",
         "node.py",
-        "self._turn_call = self._clock.callLater(0, self._turn)",
-        "self._turn_call = self._clock.callLater(0.05, self._turn)",
+        "self._soon(self._turn)",
+        "self._clock.callLater(0.05, self._turn)",
     ),
     Defect(
         21,
