@@ -19,6 +19,7 @@ kernel does not take, is left to the reactor.
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,9 +52,15 @@ class Burst:
     have not tried to yet.
     """
 
-    def __init__(self, reactor: Any) -> None:
-        """`reactor` is an `IReactorTime` and an `IReactorFDSet`."""
+    def __init__(
+        self, reactor: Any, make_epoll: Callable[[], select.epoll] | None = None
+    ) -> None:
+        """
+        `reactor` is an `IReactorTime` and an `IReactorFDSet`; `make_epoll` makes
+        the kernel's if None.
+        """
         self._reactor = reactor
+        self._make_epoll = make_epoll or select.epoll
         self._epoll: select.epoll | None = None
         self._readers: dict[int, BurstConnection] = {}
         self._writers: list[BurstConnection] = []
@@ -66,7 +73,7 @@ class Burst:
         if fd in self._readers:
             return
         if self._epoll is None:
-            self._epoll = select.epoll()
+            self._epoll = self._make_epoll()
             self._reactor.addReader(self)
         self._epoll.register(fd, select.EPOLLIN)
         self._readers[fd] = connection
@@ -231,23 +238,24 @@ class BurstClient(BurstConnection, Client):
 
 
 class _BurstConnector(Connector):
-    def __init__(self, burst: Burst, *arguments: Any) -> None:
-        self._burst = burst
+    def __init__(self, make_client: Callable[..., BurstClient], *arguments: Any) -> None:
+        self._make_client = make_client
         super().__init__(*arguments)
 
     def _makeTransport(self) -> BurstClient:
-        return BurstClient(
-            self._burst, self.host, self.port, self.bindAddress, self, self.reactor
-        )
+        return self._make_client(self.host, self.port, self.bindAddress, self, self.reactor)
 
 
 @implementer(IReactorPluggableNameResolver, IReactorTime)
 class BurstReactor:
     """What an endpoint needs of a reactor, to make such connections."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(
+        self, reactor: Any, make_client: Callable[..., BurstClient] | None = None
+    ) -> None:
+        """`make_client` is given the arguments of a `Client`."""
         self._reactor = reactor
-        self._burst = Burst(reactor)
+        self._make_client = make_client or partial(BurstClient, Burst(reactor))
 
     def connectTCP(
         self,
@@ -259,7 +267,7 @@ class BurstReactor:
     ) -> Connector:
         """As `IReactorTCP` has it."""
         arguments = (host, port, factory, timeout, bindAddress, self._reactor)
-        connector = _BurstConnector(self._burst, *arguments)
+        connector = _BurstConnector(self._make_client, *arguments)
         connector.connect()
         return connector
 
@@ -273,8 +281,8 @@ def connect_in_bursts(reactor: Any) -> Any:
     return BurstReactor(reactor) if can else reactor
 
 
-def accept_in_bursts(port: IListeningPort) -> None:
-    """Have `port` make such connections, if they can be."""
+def accept_in_bursts(port: IListeningPort, burst: Burst | None = None) -> None:
+    """Have `port` make such connections, if they can be; `burst` is one of its own if None."""
     if isinstance(port, Port) and hasattr(select, "epoll"):
-        make: Any = partial(BurstServer, Burst(port.reactor))
+        make: Any = partial(BurstServer, burst or Burst(port.reactor))
         port.transport = make
