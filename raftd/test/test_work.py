@@ -7,23 +7,28 @@ It is counted, not timed, so that nothing depends on what else the machine does.
 from __future__ import annotations
 
 import posixpath
+import select
+import socket
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.bursts import BurstServer
+from raftd import bursts
+from raftd.bursts import BurstConnection, BurstServer
 from raftd.core.messages import Request, Response
+from raftd.core.raft import Raft
 from raftd.kv.database import Database
 from raftd.kv.operations import Put
 from raftd.net.peers import Peer
 from raftd.node import Node
+from raftd.test.work.counting import Tally
 from raftd.test.work.limits import LIMITS, MARGINS
 from raftd.test.work.members import Disk
 from raftd.test.work.report import excesses, limit_of, source, table
 from raftd.test.work.scenarios import MEANINGS, SCENARIOS, Work, measure
-from raftd.test.work.wires import Boxes
+from raftd.test.work.wires import Boxes, Epoll, Wire
 from raftd.web.routes import Routes
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -84,6 +89,9 @@ class WorkTests(SynchronousTestCase):
         self.assertEqual((read.messages, read.flushes, read.disk_bytes), (0, 0, 0))
         # It arrives; it is read and answered; the answer is sent.
         self.assertEqual((read.receives, read.sends, read.hops), (1, 1, 3))
+        # One epoll tells the reactor that there is something, another tells of whom; the
+        # reactor's is asked once more in the turn that sends.
+        self.assertEqual((read.events, read.polls, read.turns), (1 / 64, 3 / 64, 2 / 64))
 
 
 def busy(size: int) -> None:
@@ -153,14 +161,14 @@ class FailingTests(SynchronousTestCase):
         self.noticed("local read, 64 clients", "turns", "hops")
 
     def test_answers_in_two_pieces(self) -> None:
-        write = BurstServer.write
+        write = BurstConnection.write
 
-        def write_twice(self: BurstServer, data: bytes) -> None:
+        def write_twice(self: BurstConnection, data: bytes) -> None:
             write(self, data[:100])
             self.send()
             write(self, data[100:])
 
-        self.patch(BurstServer, "write", write_twice)
+        self.patch(BurstConnection, "write", write_twice)
         self.noticed("write, 64 clients", "sends")
         self.noticed("local read, 64 clients", "sends")
 
@@ -169,10 +177,35 @@ class FailingTests(SynchronousTestCase):
         self.noticed("write, 64 clients", "receives")
 
     def test_asking_the_kernel_first(self) -> None:
-        """What `raftd.bursts` is there to save."""
-        self.patch(BurstServer, "startWriting", FileDescriptor.startWriting)
-        self.noticed("write, 64 clients", "registrations")
-        self.noticed("local read, 64 clients", "registrations")
+        """What `raftd.bursts` is there to save, and so is what the next two put in."""
+        self.patch(BurstConnection, "startWriting", BurstConnection._ask)
+        self.noticed("write, 1 client", "registrations")
+        self.noticed("write, 64 clients", "registrations", "events")
+        self.noticed("local read, 64 clients", "registrations", "events")
+
+    def test_reading_each_connection_by_itself(self) -> None:
+        """The reactor reads, and not the burst."""
+        self.patch(BurstConnection, "_is_plain", False)
+        self.noticed("write, 64 clients", "events")
+        self.noticed("local read, 64 clients", "events", "calls_asked")
+
+    def test_polling_for_each_connection(self) -> None:
+        """A burst that reads from one, and comes again for the next."""
+        self.patch(bursts, "MAX_READ_AT_ONCE", 1)
+        self.noticed("write, 64 clients", "polls", "events")
+        self.noticed("local read, 64 clients", "polls", "events")
+
+    def test_messages_at_the_end_of_the_turn(self) -> None:
+        """Peers have to do meanwhile, and are told at once."""
+        self.patch(BurstConnection, "write", FileDescriptor.write)
+        self.noticed("write, 1 client", "hops", "turns")
+        self.noticed("write, 64 clients", "hops", "turns")
+
+    def test_an_answer_that_changes_nothing(self) -> None:
+        """The node wakes up for it nevertheless, as for that of the last of the members."""
+        self.patch(Raft, "wants_turn", True)
+        self.noticed("write, 1 client", "calls_asked")
+        self.noticed("write through a follower, 64 clients", "turns")
 
     def test_a_message_twice(self) -> None:
         send = Peer.send
@@ -228,7 +261,9 @@ class ReportTests(SynchronousTestCase):
         self.assertEqual(limit_of("calls_asked", 1000.0), 1100)
 
     def test_limits_can_be_written_anew(self) -> None:
-        measured = {"write, 1 client": Work(*(n / 10 for n in range(12)))}
+        # No more than its limits, of which one is nothing.
+        work = Work(*(n / 10 for n in range(14)))._replace(registrations=0)
+        measured = {"write, 1 client": work}
         written: dict[str, Any] = {}
         exec("from raftd.test.work.scenarios import Work\n" + source(measured), written)
         (work,) = written["LIMITS"].values()
@@ -236,11 +271,11 @@ class ReportTests(SynchronousTestCase):
             work,
             Work(*(limit_of(c, v) for c, v in measured["write, 1 client"]._asdict().items())),
         )
-        lines = table(measured | {"unheard of": Work(*[1.0] * 12)})
+        lines = table(measured | {"unheard of": Work(*[1.0] * 14)})
         self.assertIn("unheard of", lines)
         self.assertIn(MEANINGS["flushes"], lines)
         self.assertNotIn("ABOVE", lines)
-        self.assertIn("ABOVE", table({"write, 1 client": Work(*[1e6] * 12)}))
+        self.assertIn("ABOVE", table({"write, 1 client": Work(*[1e6] * 14)}))
 
     def test_boxes_in_any_pieces(self) -> None:
         box = b"\x00\x04_ask\x00\x011\x00\x01d\x01\x00" + bytes(256) + b"\x00\x00"
@@ -249,3 +284,60 @@ class ReportTests(SynchronousTestCase):
             for at in range(0, len(stream), size):
                 boxes.feed(stream[at : at + size])
             self.assertEqual(boxes.count, 5)
+
+
+class WireTests(SynchronousTestCase):
+    def steps(self, outer: Any, inner: Any, here: Any, there: Any, wait: Any) -> list[Any]:
+        """An epoll within another, and what they tell of a socket."""
+        names = {here.fileno(): "here", inner.fileno(): "inner"}
+        told = []
+
+        def look() -> None:
+            wait()
+            told.append([[(names[fd], e) for fd, e in p.poll(0, 9)] for p in (outer, inner)])
+
+        inner.register(here.fileno(), select.EPOLLIN)
+        outer.register(inner.fileno(), select.EPOLLIN)
+        look()
+        there.send(b"hello")
+        look()
+        look()
+        here.recv(2)
+        look()
+        inner.modify(here.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        look()
+        here.recv(9)
+        look()
+        inner.modify(here.fileno(), 0)
+        look()
+        inner.unregister(here.fileno())
+        there.send(b"more")
+        look()
+        inner.register(here.fileno(), select.EPOLLIN)
+        look()
+        outer.unregister(inner.fileno())
+        look()
+        return told
+
+    def test_epolls_are_as_those_of_the_kernel(self) -> None:
+        here, there = socket.socketpair()
+        outer, inner = select.epoll(), select.epoll()
+        for item in (here, there, outer, inner):
+            self.addCleanup(item.close)
+        real = self.steps(outer, inner, here, there, lambda: None)
+        wire, tally = Wire(), Tally()
+        told = self.steps(Epoll(wire, tally), Epoll(wire, tally), *wire.pair(), wire.deliver)
+        self.assertEqual(told, real)
+        self.assertEqual((tally.polls, tally.registrations), (20, 7))
+
+    def test_what_is_far_away_comes_later(self) -> None:
+        wire = Wire()
+        near, far = wire.pair()
+        far.is_far = True
+        near.send(b"question")
+        far.send(b"answer")
+        self.assertTrue(wire.deliver())
+        self.assertEqual((near.unread, far.unread), (b"", b"question"))
+        self.assertTrue(wire.deliver())
+        self.assertEqual(near.unread, b"answer")
+        self.assertFalse(wire.deliver())

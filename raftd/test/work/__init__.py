@@ -4,7 +4,7 @@ The work of one request, counted: calls, turns, messages, bytes, flushes.
 A machine that is busy makes a benchmark slow, and makes no difference here: a
 whole cluster runs in one process, and the same is counted every time.
 
-- `wires`: sockets in memory, which count what goes through them
+- `wires`: sockets and epolls in memory, which count what is asked of them
 - `members`: the members of the cluster, put together as `raftd.server` does it
 - `counting`: what is counted
 - `scenarios`: what is asked of them

@@ -29,8 +29,11 @@ class Tally:
         #: `recv` and `send` on sockets.
         self.receives = 0
         self.sends = 0
-        #: Changes of what the reactor waits for: each is a call of `epoll_ctl`.
+        #: On epolls, of the reactor or of connections: `epoll_wait` and `epoll_ctl`.
+        self.polls = 0
         self.registrations = 0
+        #: What the epoll of the reactor has told it of.
+        self.events = 0
         #: Boxes of AMP to other members, requests and answers, and their bytes.
         self.messages = 0
         self.wire_bytes = 0

@@ -3,26 +3,26 @@ The members of a cluster in one process, put together as `raftd.replica` and
 `raftd.server` do it, from what they are made of.
 
 What ships: the port, HTTP, the node, the store with all that runs beside it,
-the log, snapshots, peers and their AMP; the turn of Twisted's reactor, and its
-connections.  What does not: the sockets, the disk and the clock below them.
+the log, snapshots, peers and their AMP; connections in bursts, and Twisted's
+reactor.  What does not: the sockets, epolls, disk and clock below them.
 Threads of the log do their jobs when they are told to.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.base import ReactorBase
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.interfaces import IReactorFDSet
-from twisted.internet.tcp import Connection, Port
-from zope.interface import implementer
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.tcp import Port
 
 from raftd import __version__
-from raftd.bursts import send_in_bursts
+from raftd.bursts import Burst, BurstClient, BurstReactor, accept_in_bursts
 from raftd.core.membership import Configuration, encode_configuration
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.errors import Fatal
@@ -40,7 +40,7 @@ from raftd.storage.workers import Job
 from raftd.store_service import StoreService
 from raftd.test.simdisk import SimulatedDisk
 from raftd.test.work.counting import Calls, Tally
-from raftd.test.work.wires import Socket, Wire
+from raftd.test.work.wires import Address, Epoll, Socket, Wire
 from raftd.web.routes import MAX_BODY_BYTES_AT, Routes, Site
 
 CLUSTER_ID = 1
@@ -53,31 +53,38 @@ MAX_ROUNDS = 10_000
 STEP_S = 0.005
 MAX_STEPS = 2_000
 
-_ADDRESS = ("127.0.0.1", PORT)
+#: Whoever connects.
+_ADDRESS = ("127.0.0.1", 50_000)
 
 
-class Outgoing(Connection):
-    """A connection that this end has made."""
+class Outgoing(BurstClient):
+    """A connection that this end makes, with a socket in memory."""
 
-    connected = 1
+    def __init__(self, make_socket: Callable[[], Socket], *arguments: Any) -> None:
+        self._make_socket = make_socket
+        super().__init__(*arguments)
 
-    def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", *_ADDRESS)
-
-    getHost = getPeer
+    def createInternetSocket(self) -> Any:
+        return self._make_socket()
 
 
-@implementer(IReactorFDSet)
-class Reactor(ReactorBase):
-    """Twisted's, but that it polls sockets in memory, and that time is told."""
+class ReactorEpoll(Epoll):
+    """That of a reactor."""
 
-    def __init__(self, cluster: Cluster, tally: Tally) -> None:
-        self.now = 0.0
-        self._cluster = cluster
-        self._tally = tally
-        self._readers: dict[Any, None] = {}
-        self._writers: dict[Any, None] = {}
+    def poll(self, timeout: float = -1, maxevents: int = -1) -> list[tuple[int, int]]:
+        events = super().poll(timeout, maxevents)
+        self._tally.events += len(events)
+        return events
+
+
+class Reactor(EPollReactor):
+    """Twisted's, but that its epoll is in memory, and that time is told."""
+
+    def __init__(self, epoll: Epoll) -> None:
         super().__init__()
+        self._poller.close()
+        self._poller: Any = epoll
+        self.now = 0.0
 
     def seconds(self) -> float:
         return self.now
@@ -88,49 +95,7 @@ class Reactor(ReactorBase):
     @property
     def is_idle(self) -> bool:
         """Whether a turn would find nothing to do."""
-        return not (
-            self.threadCallQueue
-            or self._writers
-            or self.timeout() == 0
-            or any(reader.socket.unread for reader in self._readers)
-        )
-
-    def doIteration(self, delay: float | None) -> None:
-        for reader in [r for r in self._readers if r.socket.unread]:
-            assert reader.doRead() is None
-        for writer in list(self._writers):
-            assert writer.doWrite() is None
-
-    # -- what there is to wait for -------------------------------------------------
-
-    def addReader(self, reader: Any) -> None:
-        self._tally.registrations += reader not in self._readers
-        self._readers[reader] = None
-
-    def removeReader(self, reader: Any) -> None:
-        self._tally.registrations += reader in self._readers
-        self._readers.pop(reader, None)
-
-    def addWriter(self, writer: Any) -> None:
-        self._tally.registrations += writer not in self._writers
-        self._writers[writer] = None
-
-    def removeWriter(self, writer: Any) -> None:
-        self._tally.registrations += writer in self._writers
-        self._writers.pop(writer, None)
-
-    def connectTCP(self, host: str, port: int, factory: Any, **options: Any) -> None:
-        """Only at the beginning, when all are there to be connected to."""
-        self.callLater(0, self._connect, host, factory)
-
-    def _connect(self, host: str, factory: Any) -> None:
-        near, far = self._cluster.wire.pair(is_of_peers=True)
-        near.tally = self._tally
-        self._cluster[host].accept(far)
-        protocol = factory.buildProtocol(IPv4Address("TCP", *_ADDRESS))
-        connection = Outgoing(near, protocol, self)  # type: ignore[arg-type]
-        connection.startReading()
-        protocol.makeConnection(connection)
+        return not (self.threadCallQueue or self.timeout() == 0 or self._poller.ready)
 
 
 class Disk(SimulatedDisk):
@@ -168,10 +133,12 @@ class Process:
     def __init__(self, cluster: Cluster, member: Member, configuration: Configuration) -> None:
         self.member = member
         self.tally = Tally()
-        self.reactor = Reactor(cluster, self.tally)
+        self.reactor = Reactor(ReactorEpoll(cluster.wire, self.tally))
+        self._cluster = cluster
         self._calls = cluster.calls
         self._jobs: deque[Job] = deque()
         self._sessions = 0
+        self.sockets: list[Socket] = []
         # As `Server`.
         self.service = StoreService(self.reactor)
         self._routes = Routes(__version__, self.reactor)
@@ -185,11 +152,28 @@ class Process:
         self._peers = PeerServerFactory(self.reactor, self._identity)
         self._factory = PortFactory(self._peers, http, self.reactor)
         self._port = Port(PORT, self._factory, reactor=self.reactor)
-        send_in_bursts(self._port)
+        accept_in_bursts(self._port, self._make_burst())
         # As `Replica`.
-        self.node = self._make_node(cluster, configuration)
+        make_client = partial(Outgoing, self._make_socket, self._make_burst())
+        self._connecting = BurstReactor(self.reactor, make_client)
+        self.node = self._make_node(configuration)
 
-    def _make_node(self, cluster: Cluster, configuration: Configuration) -> Node:
+    def _make_burst(self) -> Burst:
+        make_epoll: Any = partial(Epoll, self._cluster.wire, self.tally)
+        return Burst(self.reactor, make_epoll)
+
+    def _make_socket(self) -> Socket:
+        """That of a connection to a peer."""
+        near, far = self._cluster.wire.pair(is_of_peers=True)
+        self._own(near)
+        near.connected_to = lambda address: self._cluster.at(address).accept(far)
+        return near
+
+    def _own(self, socket: Socket) -> None:
+        socket.tally = self.tally
+        self.sockets.append(socket)
+
+    def _make_node(self, configuration: Configuration) -> Node:
         data = encode_configuration(configuration)
         disk = Disk(self.tally)
         disk.make_directory("/data")
@@ -211,7 +195,7 @@ class Process:
         transport = PeerTransport(
             self.reactor,
             self._identity,
-            lambda name: TCP4ClientEndpoint(self.reactor, name, PORT),
+            lambda name: TCP4ClientEndpoint(self._connecting, *self._cluster.address_of(name)),
             random,
             options.election_timeout_ms,
         )
@@ -246,7 +230,7 @@ class Process:
     def accept(self, socket: Socket) -> None:
         """Somebody has connected: what `Port.doRead` does."""
         port, self._sessions = self._port, self._sessions + 1
-        socket.tally = self.tally
+        self._own(socket)
         protocol = self._factory.buildProtocol(IPv4Address("TCP", *_ADDRESS))
         assert protocol is not None
         make: Any = port.transport
@@ -273,7 +257,12 @@ class Process:
 
 
 class Cluster:
-    """Members `n1`, `n2`, ..., each a voter; nothing happens but in the methods."""
+    """
+    Members `n1`, `n2`, ..., each a voter; nothing happens but in the methods.
+
+    One of the followers is farther away: nobody waits for what it says, which
+    comes by itself, when it changes nothing any more.
+    """
 
     def __init__(self, size: int) -> None:
         """There is a leader when it returns, and all are connected."""
@@ -291,9 +280,16 @@ class Cluster:
                 break
         (self.leader,) = found
         self.followers = [p for p in self.processes if p is not self.leader]
+        for socket in self.followers[-1].sockets:
+            socket.is_far = True
 
-    def __getitem__(self, name: str) -> Process:
-        (process,) = (p for p in self.processes if p.member.name == name)
+    def address_of(self, name: str) -> Address:
+        """Where the member called `name` listens."""
+        return (f"10.0.0.{name[1:]}", PORT)
+
+    def at(self, address: Address) -> Process:
+        """The member that listens there."""
+        (process,) = (p for p in self.processes if self.address_of(p.member.name) == address)
         return process
 
     def connect(self, process: Process) -> Socket:
@@ -305,7 +301,8 @@ class Cluster:
     def round(self) -> bool:
         """
         A turn of every member, then what its threads have been given to do, then
-        everything that was sent arrives.  Whether there was anything.
+        everything that was sent arrives, a round later if it comes from far away.
+        Whether there was anything.
         """
         steps = [process.turn() for process in self.processes]
         steps += [process.run_threads() for process in self.processes]

@@ -45,11 +45,14 @@ class Work(NamedTuple):
     #: Rounds from the request to the answer (`Cluster.round`): in each, every member
     #: has one turn and may flush, and what was sent arrives.
     hops: float
-    #: Turns of the reactors: each is a call of `epoll_wait`.
+    #: Turns of the reactors, and what their epolls tell them of.
     turns: float
-    #: Calls of `recv`, `send` and `epoll_ctl`.
+    events: float
+    #: Calls of `recv`, `send`, `epoll_wait` and `epoll_ctl`; of the last two on all
+    #: epolls, those of the reactors and those of connections in bursts.
     receives: float
     sends: float
+    polls: float
     registrations: float
     #: Boxes between members, and their bytes.
     messages: float
@@ -67,8 +70,10 @@ MEANINGS = {
     "calls_others": "functions called on the other members",
     "hops": "hops from the request to the answer",
     "turns": "turns of the reactors",
+    "events": "events of the reactors",
     "receives": "calls of recv",
     "sends": "calls of send",
+    "polls": "calls of epoll_wait",
     "registrations": "calls of epoll_ctl",
     "messages": "messages between the members",
     "wire_bytes": "bytes between the members",
