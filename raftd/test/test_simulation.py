@@ -9,21 +9,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from random import Random
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
+from raftd.test.simulation import plan as plans
 from raftd.test.simulation.__main__ import Figures, command_of, report
-from raftd.test.simulation.disk import HostDisk
-from raftd.test.simulation.plan import KINDS, Plan
+from raftd.test.simulation.disk import LOG, HostDisk
+from raftd.test.simulation.plan import FLIP, KINDS, Plan
 from raftd.test.simulation.run import Outcome, run_seed
 from raftd.test.simulation.shrink import shrink
+from raftd.test.simulation.world import World
 
 #: The seeds of every run of the tests.
 SEEDS = range(1, 81)
 #: Seeds that have much in them: crashes, snapshots, changes of members.
 RICH = (14, 25)
+#: One in which a bit flips, and a host that it has damaged is replaced.
+FLIPPED = 24
 
 #: Defects that the simulation finds, each within so many seeds.
 CAUGHT = {
@@ -49,7 +56,8 @@ class SeedTests(SynchronousTestCase):
         # It was neither all quiet nor all broken.
         self.assertGreater(figures.judged, 100 * len(SEEDS))
         self.assertGreater(figures.elections, 2 * len(SEEDS))
-        for kind in KINDS:
+        damage = ("damage refused", "damage restored", "damage replaced")
+        for kind in (*KINDS, FLIP, *damage):
             self.assertGreater(figures.faults[kind], 0, f"there was no {kind}")
         for what in ("snapshot installed", "message lost", "message twice", "retry"):
             self.assertGreater(figures.faults[what], len(SEEDS) / 4, what)
@@ -57,7 +65,7 @@ class SeedTests(SynchronousTestCase):
 
 class DeterminismTests(SynchronousTestCase):
     def test_a_seed_is_the_same_again(self) -> None:
-        for seed in RICH:
+        for seed in (*RICH, FLIPPED):
             first, second = run_seed(seed), run_seed(seed)
             self.assertEqual(first, second)
         self.assertNotEqual(run_seed(RICH[0]).trace, run_seed(RICH[1]).trace)
@@ -76,6 +84,59 @@ class DeterminismTests(SynchronousTestCase):
         fewer = Plan(RICH[0], numbers[1:])
         self.assertEqual(fewer.faults, plan.faults[1:])
         self.assertEqual(fewer.options, plan.options)
+
+
+class FlipTests(SynchronousTestCase):
+    """Bits that flip in files that a node has finished with."""
+
+    def test_other_faults_are_what_they_were(self) -> None:
+        for seed in range(1, 40):
+            plan = Plan(seed)
+            with mock.patch.object(plans, "FLIP_SHARE", 0.0):
+                quiet = Plan(seed)
+            self.assertEqual([f for f in plan.faults if f.kind != FLIP], quiet.faults)
+            self.assertEqual(plan.options, quiet.options)
+
+    def test_read_wrong_until_written_or_restored(self) -> None:
+        disk = HostDisk(World(1))
+        disk.make_directory(LOG)
+        path = f"{LOG}/1.segment"
+        fd = disk.create(path)
+        disk.write(fd, b"abc", 0)
+        disk.flush(fd)
+        disk.flush_directory(LOG)
+        disk.flush_directory("/")
+        self.assertIn(path, disk.flip(Random(1)))
+        flipped = disk.read(fd, 3, 0)
+        self.assertNotEqual(flipped, b"abc")
+        self.assertTrue(disk.is_damaged(f"{path} is damaged at offset 1: no."))
+        self.assertFalse(disk.is_damaged(f"{LOG}/2.segment is damaged at offset 1: no."))
+        # On the disk, whatever happens to the process or the host.
+        self.assertEqual(disk.after_kill().contents()[path], flipped)
+        left = disk.after_power_loss(Random(1))
+        self.assertEqual(left.contents()[path], flipped)
+        disk = left.after_kill()
+        disk.write(disk.open(path), b"abc", 0)
+        self.assertEqual(disk.contents()[path], b"abc")
+        self.assertIn(path, disk.flip(Random(2)))
+        self.assertNotEqual(disk.contents()[path], b"abc")
+        disk.restore()
+        self.assertEqual(disk.contents()[path], b"abc")
+        self.assertFalse(disk.is_damaged(f"{path} is damaged at offset 1: no."))
+
+    def test_46_a_loss_is_found(self) -> None:
+        """If all that is not whole passes for torn, what was acknowledged is lost."""
+
+        def torn(data: bytes, offset: int, sequence: int, seed: int) -> int:
+            return len(data) - offset if any(data[offset:]) else 0
+
+        found = ""
+        with mock.patch.object(recovery, "torn_extent", torn):
+            for seed in range(1, 400):
+                flips = [fault.number for fault in Plan(seed).faults if fault.kind == FLIP]
+                if flips and not found:
+                    found = run_seed(seed, flips).violation
+        self.assertRegex(found, "was durable and is lost|the disk has lost")
 
 
 class CommandTests(SynchronousTestCase):

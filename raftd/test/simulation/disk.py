@@ -26,6 +26,8 @@ from raftd.test.simdisk import Inode, Operation, SimulatedDisk
 from raftd.test.simulation.world import ProcessClock, World
 
 LOG, SNAPSHOTS = "/log", "/snapshots"
+#: How the names of their files end.
+WHOLE = (".segment", ".snapshot")
 
 #: How long a job of the disk's takes, in seconds, when nothing is wrong.
 JOB_S = (0.0002, 0.002)
@@ -100,6 +102,44 @@ class HostDisk(SimulatedDisk):
             if name.endswith(".segment"):
                 assert isinstance(node, Inode)
                 check(not node.pending, f"{name} is said to be durable and was not flushed")
+
+    # -- bits that flip ----------------------------------------------------------
+
+    def flip(self, random: Random) -> str:
+        """Flip a bit of the log or of a snapshot; where, or nothing if there are none."""
+        files = self._whole_files()
+        if not files:
+            return ""
+        path = random.choice(list(files))
+        inode = files[path]
+        # A segment is mostly room for what comes.
+        used = len(inode.cache.rstrip(b"\0")) if random.random() < 0.7 else 0
+        offset, bit = random.randrange(used or len(inode.cache)), random.randrange(8)
+        inode.flipped[offset] = inode.flipped.get(offset, 0) ^ 1 << bit
+        return f"bit {bit} of {path} at {offset}"
+
+    def is_damaged(self, sentence: str) -> bool:
+        """Whether a sentence names a file of which bits have flipped, and an offset."""
+        return any(
+            f"{path} is damaged at offset " in sentence
+            for path, inode in self._whole_files().items()
+            if any(inode.flipped.values())
+        )
+
+    def restore(self) -> None:
+        """Every bit is what it was."""
+        for inode in self._whole_files().values():
+            inode.flipped.clear()
+
+    def _whole_files(self) -> dict[str, Inode]:
+        """Segments and snapshots, by path, in order; not what nobody has finished yet."""
+        return {
+            f"{folder}/{name}": node
+            for folder in (LOG, SNAPSHOTS)
+            if self.exists(folder)
+            for name, node in sorted(self.folder(folder).cache.items())
+            if isinstance(node, Inode) and node.cache and name.endswith(WHOLE)
+        }
 
     # -- what is left ----------------------------------------------------------
 

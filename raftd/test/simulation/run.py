@@ -86,7 +86,7 @@ class Simulation:
         self.is_faulty = self.is_active = self.is_watched = True
         self.invariants = Invariants(self)
         self.clients = Clients(self)
-        self._faults = Faults(self)
+        self.faults = Faults(self)
         self.judged = 0
 
     # -- for its parts ---------------------------------------------------------
@@ -162,7 +162,7 @@ class Simulation:
             host.start()
         self.clients.start()
         for fault in self.plan.faults:
-            self.world.callLater(fault.at, self._faults.befall, fault)
+            self.world.callLater(fault.at, self.faults.befall, fault)
 
     def _make_well(self) -> None:
         """From here on nothing goes wrong."""
@@ -181,6 +181,7 @@ class Simulation:
                 process.clock.go_on()
         network.reset_broken()
         for host in self.hosts:
+            host.restore()
             host.start()
 
     # -- what must come about ----------------------------------------------------
