@@ -29,6 +29,8 @@ PAUSE_S = (0.1, 4.0)
 LEADER_SHARE = 0.4
 #: Within how many operations of its disk, or messages, a process crashes.
 MAX_STEPS = 40
+#: What a disk may have left when it gets full, in bytes.
+MAX_ROOM = 8_192
 #: How often a joiner asks for its vote, and every how many seconds.
 MAX_PROMOTIONS = 5
 PROMOTE_EVERY_S = 0.4
@@ -220,12 +222,12 @@ class Faults:
 
     def _fill(self, random: Random) -> None:
         host = self._any(random)
-        host.disk.is_full = True
 
         def empty() -> None:
-            host.disk.is_full = False
+            host.disk.room = None
 
         self._later(random, empty)
+        host.disk.room = random.choice((0, random.randrange(MAX_ROOM)))
 
     def _slow(self, random: Random) -> None:
         host = self._any(random)
