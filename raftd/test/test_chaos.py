@@ -16,11 +16,14 @@ import sys
 import threading
 from http.client import HTTPResponse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from raftd.test.chaos import nemesis
 from raftd.test.chaos.clients import Client
+from raftd.test.chaos.faults import Fault
 from raftd.test.chaos.locks import Event, judge
 from raftd.test.chaos.network import between, both_ways
 from raftd.test.chaos.proxy import Proxies
@@ -266,6 +269,24 @@ class AuditTests(SynchronousTestCase):
     def test_50_what_is_lost_when_its_round_is_over(self) -> None:
         del self.system.kvs[self.rounds[0].last_key]
         self.assertEqual(self.verdicts(), [False, True])
+
+
+class NemesisTests(SynchronousTestCase):
+    def test_only_what_was_done_counts(self) -> None:
+        acts: dict[str, Fault] = {
+            "pause": lambda cluster, random: True,
+            "kill": lambda cluster, random: None,
+        }
+        self.patch(nemesis, "FAULTS", acts)
+        said: list[str] = []
+        tally, stopping = Tally(), threading.Event()
+        cluster = cast(Any, SimpleNamespace(tally=tally, heal=int, recover=int))
+        for kind in acts:
+            it = nemesis.Nemesis(cluster, [kind], 1, stopping, said.append)
+            stopping.set()
+            it._strike()
+        self.assertEqual(dict(tally.faults), {"pause": 1})
+        self.assertIn("kill: it could not be done", said)
 
 
 class TallyTests(SynchronousTestCase):
