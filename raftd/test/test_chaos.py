@@ -266,7 +266,7 @@ class AuditTests(SynchronousTestCase):
         self.assertEqual(self.verdicts(), [True, True])
         self.assertEqual(self.tally.violations, [])
 
-    def test_50_what_is_lost_when_its_round_is_over(self) -> None:
+    def test_what_is_lost_when_its_round_is_over(self) -> None:
         del self.system.kvs[self.rounds[0].last_key]
         self.assertEqual(self.verdicts(), [False, True])
 

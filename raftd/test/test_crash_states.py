@@ -33,7 +33,7 @@ class CrashStates(SynchronousTestCase):
         (path,) = {place.split(", ")[0].removeprefix(f"{ZEROS}: ") for place in tally.lost}
         self.assertRegex(path, r"^/data/log/\d{20}\.segment$")
 
-    def test_46_a_sentence_must_name_the_place(self) -> None:
+    def test_a_sentence_must_name_the_place(self) -> None:
         def vague(path: str, offset: int, reason: str) -> DirectoryDamaged:
             return DirectoryDamaged(f"The log in {PATH} cannot be used: {reason}.")
 

@@ -105,7 +105,7 @@ class DeterminismTests(SynchronousTestCase):
 class RuleTests(SynchronousTestCase):
     """That what must hold is looked at."""
 
-    def test_15_match_index_goes_back_for_a_moment(self) -> None:
+    def test_match_index_goes_back_for_a_moment(self) -> None:
         """Between two changes of anything else: it is looked at after every event."""
         simulation = Simulation(Plan(RICH[0], []))
 
@@ -122,7 +122,7 @@ class RuleTests(SynchronousTestCase):
         with self.assertRaisesRegex(InvariantViolated, "match_index never decreases"):
             simulation.run()
 
-    def test_1_3_a_vote_that_takes_the_place_of_another(self) -> None:
+    def test_a_vote_that_takes_the_place_of_another(self) -> None:
         durable = Durable(HardState(4, 1), ())
         for number, (hard_state, is_good) in enumerate(
             [
@@ -142,7 +142,7 @@ class RuleTests(SynchronousTestCase):
                 with self.assertRaisesRegex(AssertionError, "takes the place of"):
                     durable.persisted(number)
 
-    def test_54_what_nobody_has_compacted(self) -> None:
+    def test_what_nobody_has_compacted(self) -> None:
         """A watch that is told so has lost what it was to show."""
         begin = Database.watch
 
@@ -155,7 +155,7 @@ class RuleTests(SynchronousTestCase):
         found = (run_seed(seed).violation for seed in range(1, 20))
         self.assertRegex(next(filter(None, found)), "^compacted to .* was asked for")
 
-    def test_48_a_disk_gets_full_within_a_write(self) -> None:
+    def test_a_disk_gets_full_within_a_write(self) -> None:
         disk = HostDisk(World(1))
         fd = disk.create("/file")
         disk.write(fd, b"abc", 0)
@@ -209,7 +209,7 @@ class FlipTests(SynchronousTestCase):
         self.assertEqual(disk.contents()[path], b"abc")
         self.assertFalse(disk.is_damaged(f"{path} is damaged at offset 1: no."))
 
-    def test_46_a_loss_is_found(self) -> None:
+    def test_a_loss_is_found(self) -> None:
         """If all that is not whole passes for torn, what was acknowledged is lost."""
 
         def torn(data: bytes, offset: int, sequence: int, seed: int) -> int:
