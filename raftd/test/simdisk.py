@@ -5,7 +5,8 @@ It stands in for `raftd.storage.files.Files`.  What was written is in the
 kernel's cache until it is flushed; a power failure keeps what is durable and
 any part of the rest: any combination of the sectors written, and any of the
 names created, renamed and removed.  A killed process loses nothing that
-reached the cache, but may stop in the middle of a write.
+reached the cache, but may stop in the middle of a write.  A bit that was
+flipped is read wrong until its byte is written anew.
 """
 
 from __future__ import annotations
@@ -30,10 +31,21 @@ class Inode:
         self.cache = bytearray()
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes]] = []
+        #: By offset: which bits of a byte are read wrong.
+        self.flipped: dict[int, int] = {}
+
+    def read(self, length: int, offset: int) -> bytes:
+        data = self.cache[offset : offset + length]
+        for at, bits in self.flipped.items():
+            if offset <= at < offset + len(data):
+                data[at - offset] ^= bits
+        return bytes(data)
 
     def write(self, data: bytes, offset: int) -> None:
         _put(self.cache, data, offset)
         self.pending.append((offset, data))
+        for at in [at for at in self.flipped if offset <= at < offset + len(data)]:
+            del self.flipped[at]
 
     def flush(self) -> None:
         """Only what is pending reaches the disk; what a failed flush lost stays lost."""
@@ -58,6 +70,7 @@ class Inode:
         new.cache = bytearray(self.cache)
         new.durable = bytearray(self.durable)
         new.pending = list(self.pending)
+        new.flipped = dict(self.flipped)
         return new
 
     def lost(self, kept: list[tuple[int, bytes]]) -> Inode:
@@ -67,6 +80,7 @@ class Inode:
         for offset, data in kept:
             _put(new.durable, data, offset)
         new.cache = bytearray(new.durable)
+        new.flipped = dict(self.flipped)
         return new
 
 
@@ -183,7 +197,7 @@ class SimulatedDisk(Files):
                 if isinstance(node, Folder):
                     walk(node, f"{path}/{name}")
                 else:
-                    found[f"{path}/{name}"] = bytes(node.cache)
+                    found[f"{path}/{name}"] = node.read(len(node.cache), 0)
 
         walk(self.root, "")
         return found
@@ -297,7 +311,7 @@ class SimulatedDisk(Files):
         return len(self._open[fd].cache)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
-        return bytes(self._open[fd].cache[offset : offset + length])
+        return self._open[fd].read(length, offset)
 
     def write(self, fd: int, data: bytes | bytearray, offset: int) -> None:
         inode = self._open[fd]

@@ -16,17 +16,26 @@ import sys
 import threading
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from raftd.test.chaos import nemesis
+from raftd.test.chaos.clients import Client
+from raftd.test.chaos.faults import Fault
 from raftd.test.chaos.locks import Event, judge
 from raftd.test.chaos.network import between, both_ways
 from raftd.test.chaos.proxy import Proxies
 from raftd.test.chaos.raftd_system import _condition, _events
-from raftd.test.chaos.systems import Seen
+from raftd.test.chaos.rounds import Round
+from raftd.test.chaos.run import audit
+from raftd.test.chaos.systems import Seen, System
 from raftd.test.chaos.tally import Tally, percentile
-from raftd.test.judge.calls import Compare, Delete, Get, Put, Transaction
+from raftd.test.chaos.wire import Refused, Wire
+from raftd.test.judge import judge as judge_history
+from raftd.test.judge.calls import Call, Compare, Delete, Get, Put, Result, Transaction
+from raftd.test.judge.files import read_history
 from raftd.test.judge.history import Change
 from raftd.test.processes import PYTHON, environment, free_ports, wait_until
 
@@ -194,6 +203,90 @@ class LockTests(SynchronousTestCase):
         events = [Event("put", 0, 5, 0.0, before=7)]
         for clocks_agree in (True, False):
             self.assertEqual(judge(events, clocks_agree).wrong, ["token 5 was put after 7"])
+
+    def test_guarded_write_is_lost(self) -> None:
+        """Acknowledged, and the next one has not found it."""
+        events = [
+            Event("put", 0, 5, 0.0),
+            Event("put", 0, 5, 0.1, before=5),
+            Event("put", 1, 7, 0.2, before=3),
+        ]
+        for clocks_agree in (True, False):
+            self.assertEqual(judge(events, clocks_agree).wrong, ["token 7 found 3, not 5"])
+        # What was acknowledged late was put before.
+        late = [Event("put", 1, 7, 0.0, before=5), Event("put", 0, 5, 0.1)]
+        self.assertEqual(judge(late).wrong, [])
+
+
+class _Memory(System):
+    """A store of one process, which loses what it is told to."""
+
+    def __init__(self) -> None:
+        self.count = 2
+        self.kvs: dict[str, Result] = {}
+        self.revision = 1
+        self.refuses = 0
+
+    def perform(self, wire: Wire, number: int, call: Call, retry: str) -> Result:
+        if self.refuses:
+            self.refuses -= 1
+            raise Refused("not now")
+        if isinstance(call, Get):
+            return self.kvs.get(call.key, Result(value=None))
+        assert isinstance(call, Put)
+        self.revision += 1
+        self.kvs[call.key] = Result(value=call.value, mod_revision=self.revision)
+        return Result(revision=self.revision)
+
+    def _nothing(self, *arguments: object) -> Any:
+        raise NotImplementedError
+
+    command = is_ready = leader = transfer = watch = contents = _nothing  # type: ignore[assignment]
+
+
+class AuditTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.system, self.tally = _Memory(), Tally()
+        path = Path(self.mktemp())
+        path.mkdir()
+        self.rounds = [Round(n, path / f"history{n}") for n in range(2)]
+        client = self.client(0)
+        for round_ in self.rounds:
+            self.assertTrue(client.put_last(round_))
+
+    def client(self, process: int) -> Client:
+        return Client(process, "seed", self.system, (), self.tally, threading.Event())
+
+    def verdicts(self) -> list[bool]:
+        audit(self.rounds, self.client(1), self.tally)
+        return [judge_history(read_history(r.path)).is_good for r in self.rounds]
+
+    def test_everything_is_there(self) -> None:
+        self.system.refuses = 3
+        self.assertEqual(self.verdicts(), [True, True])
+        self.assertEqual(self.tally.violations, [])
+
+    def test_what_is_lost_when_its_round_is_over(self) -> None:
+        del self.system.kvs[self.rounds[0].last_key]
+        self.assertEqual(self.verdicts(), [False, True])
+
+
+class NemesisTests(SynchronousTestCase):
+    def test_only_what_was_done_counts(self) -> None:
+        acts: dict[str, Fault] = {
+            "pause": lambda cluster, random: True,
+            "kill": lambda cluster, random: None,
+        }
+        self.patch(nemesis, "FAULTS", acts)
+        said: list[str] = []
+        tally, stopping = Tally(), threading.Event()
+        cluster = cast(Any, SimpleNamespace(tally=tally, heal=int, recover=int))
+        for kind in acts:
+            it = nemesis.Nemesis(cluster, [kind], 1, stopping, said.append)
+            stopping.set()
+            it._strike()
+        self.assertEqual(dict(tally.faults), {"pause": 1})
+        self.assertIn("kill: it could not be done", said)
 
 
 class TallyTests(SynchronousTestCase):

@@ -6,9 +6,11 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.errors import DirectoryDamaged
 from raftd.storage import recovery
 from raftd.test import crash_states
 from raftd.test.crash_states import CRASHES, FLIPS, LOST, RECOVERED, REFUSED, UNUSED, ZEROS
+from raftd.test.logrig import PATH
 
 #: Of first bytes and of bits, one in so many; the command tries all of them.
 STEP = 37
@@ -30,6 +32,14 @@ class CrashStates(SynchronousTestCase):
         self.assertEqual(tally.outcomes[ZEROS, LOST], len(tally.lost))
         (path,) = {place.split(", ")[0].removeprefix(f"{ZEROS}: ") for place in tally.lost}
         self.assertRegex(path, r"^/data/log/\d{20}\.segment$")
+
+    def test_a_sentence_must_name_the_place(self) -> None:
+        def vague(path: str, offset: int, reason: str) -> DirectoryDamaged:
+            return DirectoryDamaged(f"The log in {PATH} cannot be used: {reason}.")
+
+        with mock.patch.object(recovery, "damaged", vague):
+            tally, _ = crash_states.run(STEP)
+        self.assertGreater(tally.outcomes[FLIPS, LOST], 100)
 
     def test_46_the_judge_can_tell(self) -> None:
         """If all that is not whole passes for torn, bits of the last frame are lost."""

@@ -338,6 +338,31 @@ class Revisions(Judging):
             is_small=False,
         )
 
+    def test_14_the_revision_goes_back_behind_what_was_shown(self) -> None:
+        """Nobody was told of the put; but a read has shown its revision."""
+        steps: list[Step] = [(0, Put("a", 1)), (0, "unknown")]
+        steps += one(1, Get("a"), Result(value=1, mod_revision=9))
+        text = self.bad(*steps, *put(1, 1, "b", revision=5), is_small=False)
+        self.assertIn("the revision went back", text)
+        self.good(*steps, *put(1, 1, "b", revision=10), is_small=False)
+
+    def test_a_key_has_the_revision_of_another_change(self) -> None:
+        steps: list[Step] = [(0, Put("a", 1)), (0, "unknown"), (1, Get("a")), (2, Put("b", 1))]
+        shown: Step = (1, Result(value=1, mod_revision=9))
+        text = self.bad(*steps, shown, (2, Result(revision=9)), is_small=False)
+        self.assertIn("'a' has revision 9", text)
+        self.good(*steps, shown, (2, Result(revision=10)), is_small=False)
+        both = Transaction((), (Put("b", 1), Put("a", 1)))
+        done = Result(succeeded=True, revision=9)
+        self.good((1, Get("a")), (2, both), shown, (2, done), is_small=False)
+
+    def test_a_range_shows_nothing_newer_than_itself(self) -> None:
+        steps: list[Step] = [(0, Put("a", 1)), (0, "unknown")]
+        for revision, judge_it in ((5, self.bad), (9, self.good)):
+            kvs = (Record("a", 1, mod_revision=9),)
+            shown = Result(kvs=kvs, count=1, revision=revision)
+            judge_it(*steps, *one(1, Range("a", "b"), shown), is_small=False)
+
     def test_a_range_of_the_past(self) -> None:
         empty = Result(kvs=(), count=0, revision=1)
         self.bad(*put(0, 1, revision=2), *one(1, Range("b", "c"), empty), is_small=False)

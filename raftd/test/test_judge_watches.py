@@ -5,7 +5,16 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.test.judge import BadHistory, history_of, judge
-from raftd.test.judge.calls import Append, Delete, Put, Result, Scalar, Transaction
+from raftd.test.judge.calls import (
+    Append,
+    Compare,
+    CompareAndSet,
+    Delete,
+    Put,
+    Result,
+    Scalar,
+    Transaction,
+)
 from raftd.test.judge.history import (
     Broken,
     Change,
@@ -163,6 +172,35 @@ class Watching(SynchronousTestCase):
         lines = (*put(1, 2), watch, seen(2, 1), seen(3, 7))
         self.assertTrue(judge(history_of(lines), has_all_writes=False).is_good)
 
+    def test_what_certainly_did_not_happen(self) -> None:
+        """A compare that did not hold, the other half of a transaction, a delete of nothing."""
+        begin = (*put(1, 2), Watch(W, "a", "c", 2), seen(2, 1))
+        held: list[Line] = [Invoke(0, CompareAndSet("a", 1, 7)), Unknown(0)]
+        self.good(*begin, *held, seen(3, 7))
+        for result in (Result(succeeded=False), Result(succeeded=False, revision=2)):
+            failed = (Invoke(0, CompareAndSet("a", 5, 7)), Ok(0, result))
+            self.bad("nobody had asked for 7", *begin, *failed, seen(3, 7))
+        either = Transaction((Compare("a", 0, "version"),), (Put("b", 7),), (Put("b", 8),))
+        done = (Invoke(0, either), Ok(0, Result(succeeded=False, revision=3)))
+        self.good(*begin, *done, seen(3, 8, "b"))
+        self.bad("nobody had asked for 7", *begin, *done, seen(3, 8, "b"), seen(4, 7, "b"))
+        nothing = (Invoke(0, Delete("b")), Ok(0, Result(count=0)))
+        self.bad("nobody had asked for its delete", *begin, *nothing, seen(3, None, "b"))
+
+    def test_54_one_change_in_two_revisions(self) -> None:
+        """The answer told its revision; it has no other."""
+        begin = (*put(1, 2), Watch(W, "a", revision=2), seen(2, 1))
+        self.bad("1 is of another revision", *begin, seen(3, 1))
+        # The same may be asked for twice, and of one of them nobody knows.
+        self.good(*begin, Invoke(0, Put("a", 1)), Unknown(0), seen(3, 1))
+
+    def test_what_another_change_did_not_do(self) -> None:
+        """A revision that was told is that of one operation alone."""
+        lines = (Invoke(1, Put("b", 7)), Unknown(1), *put(1, 2), Watch(W, "a", "c", 2))
+        both = Changed(W, 2, (Change("a", 1), Change("b", 7)))
+        self.bad("7 is of another revision", *lines, both)
+        self.good(*lines, seen(2, 1), seen(3, 7, "b"))
+
     def test_another_value(self) -> None:
         self.bad(
             "'a' in revision 3 is 1, but 2 to process 0",
@@ -218,6 +256,18 @@ class Watching(SynchronousTestCase):
             first,
             Changed(W, 3, (Change("a", 2, previous=1),)),
         )
+
+    def test_the_first_change_tells_of_what_was_not_shown(self) -> None:
+        writes: list[Line] = []
+        for process in range(2):
+            writes += [Invoke(process, Put("a", process)), Unknown(process)]
+        changed = Changed(W, 4, (Change("a", 1, 3, 2),))
+        text = "was created at 3, which was not shown"
+        self.bad(text, *writes, Watch(W, "a", revision=2), changed)
+        self.good(*writes, Watch(W, "a", revision=4), changed)
+        self.good(*writes, Watch(W, "a"), changed)
+        wrong = Changed(W, 4, (Change("a", 1, 3, 1),))
+        self.bad("has version 1, and", *writes, Watch(W, "a", revision=4), wrong)
 
     def test_deleted_twice(self) -> None:
         deletes: list[Line] = []

@@ -6,24 +6,48 @@ The simulation: a bounded number of seeds, and that it can be relied upon.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from random import Random
+from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.core.messages import HardState
+from raftd.errors import Compacted, InvariantViolated
+from raftd.kv.database import Database
+from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
+from raftd.test.simulation import plan as plans
 from raftd.test.simulation.__main__ import Figures, command_of, report
-from raftd.test.simulation.disk import HostDisk
-from raftd.test.simulation.plan import KINDS, Plan
-from raftd.test.simulation.run import Outcome, run_seed
+from raftd.test.simulation.disk import LOG, Durable, HostDisk, Write
+from raftd.test.simulation.plan import FLIP, KINDS, Plan
+from raftd.test.simulation.run import Outcome, Simulation, run_seed
 from raftd.test.simulation.shrink import shrink
+from raftd.test.simulation.world import World
 
 #: The seeds of every run of the tests.
 SEEDS = range(1, 81)
 #: Seeds that have much in them: crashes, snapshots, changes of members.
 RICH = (14, 25)
+#: One in which a bit flips, and a host that it has damaged is replaced.
+FLIPPED = 24
+
+#: What faults must come to; to have asked for them is not enough.
+EFFECTS = (
+    "crashed at operation",
+    "crashed at message",
+    "flush refused",
+    "create refused",
+    "write refused",
+    "damage refused",
+    "damage restored",
+    "damage replaced",
+)
 
 #: Defects that the simulation finds, each within so many seeds.
 CAUGHT = {
@@ -49,7 +73,7 @@ class SeedTests(SynchronousTestCase):
         # It was neither all quiet nor all broken.
         self.assertGreater(figures.judged, 100 * len(SEEDS))
         self.assertGreater(figures.elections, 2 * len(SEEDS))
-        for kind in KINDS:
+        for kind in (*KINDS, FLIP, *EFFECTS):
             self.assertGreater(figures.faults[kind], 0, f"there was no {kind}")
         for what in ("snapshot installed", "message lost", "message twice", "retry"):
             self.assertGreater(figures.faults[what], len(SEEDS) / 4, what)
@@ -57,7 +81,7 @@ class SeedTests(SynchronousTestCase):
 
 class DeterminismTests(SynchronousTestCase):
     def test_a_seed_is_the_same_again(self) -> None:
-        for seed in RICH:
+        for seed in (*RICH, FLIPPED):
             first, second = run_seed(seed), run_seed(seed)
             self.assertEqual(first, second)
         self.assertNotEqual(run_seed(RICH[0]).trace, run_seed(RICH[1]).trace)
@@ -76,6 +100,128 @@ class DeterminismTests(SynchronousTestCase):
         fewer = Plan(RICH[0], numbers[1:])
         self.assertEqual(fewer.faults, plan.faults[1:])
         self.assertEqual(fewer.options, plan.options)
+
+
+class RuleTests(SynchronousTestCase):
+    """That what must hold is looked at."""
+
+    def test_match_index_goes_back_for_a_moment(self) -> None:
+        """Between two changes of anything else: it is looked at after every event."""
+        simulation = Simulation(Plan(RICH[0], []))
+
+        def tamper() -> None:
+            for process in simulation.processes():
+                leadership = process.node._raft.leadership
+                for progress in () if leadership is None else leadership.progress.values():
+                    if progress.match_index:
+                        progress.match_index -= 1
+                        process.clock.enter(lambda: None)
+                        progress.match_index += 1
+
+        simulation.world.callLater(2.0, tamper)
+        with self.assertRaisesRegex(InvariantViolated, "match_index never decreases"):
+            simulation.run()
+
+    def test_a_vote_that_takes_the_place_of_another(self) -> None:
+        durable = Durable(HardState(4, 1), ())
+        for number, (hard_state, is_good) in enumerate(
+            [
+                (HardState(4, 1), True),
+                (HardState(4, 2), False),
+                (HardState(3, 1), False),
+                (HardState(5, 0), True),
+                (HardState(5, 2), True),
+            ]
+        ):
+            durable.pending.clear()
+            durable.write(Write(number, hard_state, (), None))
+            if is_good:
+                durable.persisted(number)
+                self.assertEqual(durable.hard_state, hard_state)
+            else:
+                with self.assertRaisesRegex(AssertionError, "takes the place of"):
+                    durable.persisted(number)
+
+    def test_what_nobody_has_compacted(self) -> None:
+        """A watch that is told so has lost what it was to show."""
+        begin = Database.watch
+
+        def watch(database: Database, selection: Any, revision: int, on_ready: Any) -> Any:
+            if revision > 20:
+                raise Compacted("It is gone.", revision + 5)
+            return begin(database, selection, revision, on_ready)
+
+        self.patch(Database, "watch", watch)
+        found = (run_seed(seed).violation for seed in range(1, 20))
+        self.assertRegex(next(filter(None, found)), "^compacted to .* was asked for")
+
+    def test_a_disk_gets_full_within_a_write(self) -> None:
+        disk = HostDisk(World(1))
+        fd = disk.create("/file")
+        disk.write(fd, b"abc", 0)
+        disk.room = 2
+        disk.write(fd, b"ABCd", 0)
+        with self.assertRaises(OSError) as caught:
+            disk.write(fd, b"efg", 4)
+        self.assertEqual(caught.exception.errno, errno.ENOSPC)
+        self.assertEqual(disk.contents(), {"/file": b"ABCde"})
+        disk.write(fd, b"abcde", 0)
+        with self.assertRaises(OSError):
+            disk.create("/other")
+        self.assertEqual(disk.after_kill().room, 0)
+
+
+class FlipTests(SynchronousTestCase):
+    """Bits that flip in files that a node has finished with."""
+
+    def test_other_faults_are_what_they_were(self) -> None:
+        for seed in range(1, 40):
+            plan = Plan(seed)
+            with mock.patch.object(plans, "FLIP_SHARE", 0.0):
+                quiet = Plan(seed)
+            self.assertEqual([f for f in plan.faults if f.kind != FLIP], quiet.faults)
+            self.assertEqual(plan.options, quiet.options)
+
+    def test_read_wrong_until_written_or_restored(self) -> None:
+        disk = HostDisk(World(1))
+        disk.make_directory(LOG)
+        path = f"{LOG}/1.segment"
+        fd = disk.create(path)
+        disk.write(fd, b"abc", 0)
+        disk.flush(fd)
+        disk.flush_directory(LOG)
+        disk.flush_directory("/")
+        self.assertIn(path, disk.flip(Random(1)))
+        flipped = disk.read(fd, 3, 0)
+        self.assertNotEqual(flipped, b"abc")
+        self.assertTrue(disk.is_damaged(f"{path} is damaged at offset 1: no."))
+        self.assertFalse(disk.is_damaged(f"{LOG}/2.segment is damaged at offset 1: no."))
+        # On the disk, whatever happens to the process or the host.
+        self.assertEqual(disk.after_kill().contents()[path], flipped)
+        left = disk.after_power_loss(Random(1))
+        self.assertEqual(left.contents()[path], flipped)
+        disk = left.after_kill()
+        disk.write(disk.open(path), b"abc", 0)
+        self.assertEqual(disk.contents()[path], b"abc")
+        self.assertIn(path, disk.flip(Random(2)))
+        self.assertNotEqual(disk.contents()[path], b"abc")
+        disk.restore()
+        self.assertEqual(disk.contents()[path], b"abc")
+        self.assertFalse(disk.is_damaged(f"{path} is damaged at offset 1: no."))
+
+    def test_a_loss_is_found(self) -> None:
+        """If all that is not whole passes for torn, what was acknowledged is lost."""
+
+        def torn(data: bytes, offset: int, sequence: int, seed: int) -> int:
+            return len(data) - offset if any(data[offset:]) else 0
+
+        found = ""
+        with mock.patch.object(recovery, "torn_extent", torn):
+            for seed in range(1, 400):
+                flips = [fault.number for fault in Plan(seed).faults if fault.kind == FLIP]
+                if flips and not found:
+                    found = run_seed(seed, flips).violation
+        self.assertRegex(found, "was durable and is lost|the disk has lost")
 
 
 class CommandTests(SynchronousTestCase):
@@ -110,7 +256,8 @@ class ShrinkTests(SynchronousTestCase):
         assert smallest.only is not None
         self.assertLess(len(smallest.only), len(Plan(seed).faults))
         kinds = {fault.kind for fault in Plan(seed, smallest.only).faults}
-        self.assertTrue(any("crash" in kind or "power" in kind for kind in kinds), kinds)
+        # A bit that flips takes the power with it, now and then.
+        self.assertRegex(" ".join(kinds), f"crash|power|{FLIP}")
         again = run_seed(seed, smallest.only)
         self.assertEqual(again.violation, smallest.violation)
         self.assertEqual(again.trace, smallest.trace)

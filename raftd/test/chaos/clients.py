@@ -18,6 +18,13 @@ REGISTERS = tuple(f"register{n}" for n in range(6))
 PAIRS = (("pair0/a", "pair0/b"), ("pair1/a", "pair1/b"))
 LISTS = ("list0", "list1")
 
+
+def keys_of(round_: Round) -> list[str]:
+    """Every key that a round may have."""
+    names = (*REGISTERS, *LISTS, *(name for pair in PAIRS for name in pair))
+    return [*(round_.prefix + name for name in names), round_.last_key]
+
+
 #: A list gets no longer than this, in characters; then it is deleted.
 MAX_LIST = 2_000
 #: How often a write of unknown outcome is sent again, under its key, and how
@@ -137,7 +144,10 @@ class Client:
         error = "others were faster each time"
         try:
             for _ in range(MAX_RETRIES):
-                seen = self._perform(calls.Get(key))
+                try:
+                    seen = self._perform(calls.Get(key))
+                except Uncertain as e:
+                    raise Refused(str(e)) from None  # nothing was asked for yet
                 revision = seen.mod_revision if isinstance(seen.mod_revision, int) else 0
                 before = seen.value if isinstance(seen.value, str) else ""
                 if len(before) > MAX_LIST:

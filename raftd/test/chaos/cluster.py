@@ -85,7 +85,10 @@ class Cluster:
 
     def _check_failed(self, node: Node) -> None:
         """A node that was told of a failed flush has stopped by itself, and said so."""
-        if node.injected() and node.await_end(END_S) in (0, -9):
+        if not node.injected():
+            return
+        self.tally.fault("flush failed")
+        if node.await_end(END_S) in (0, -9):
             self.tally.violation(
                 f"node {node.number} went on after a failed flush ({node.exit_status})"
             )

@@ -3,7 +3,7 @@ What the nemesis does: each kind of fault by its name.
 
 A fault begins here, and ends with `Cluster.heal` and `Cluster.recover`; those
 of the second half are over when they return.  Each says whether a quorum can
-work while it lasts.
+work while it lasts; None if nothing was done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RATES = (0.8, 0.9, 1.1, 1.25)
 SLOW_FLUSHES_US = (20_000, 100_000, 300_000)
 SLOW_LINKS_S = (0.02, 0.05, 0.15)
 
-Fault = Callable[[Cluster, Random], bool]
+Fault = Callable[[Cluster, Random], bool | None]
 
 
 def _target(cluster: Cluster, random: Random) -> Node:
@@ -136,20 +136,22 @@ def clock_rate(cluster: Cluster, random: Random) -> bool:
 # -- disks -------------------------------------------------------------------------------
 
 
-def flush_error(cluster: Cluster, random: Random) -> bool:
+def flush_error(cluster: Cluster, random: Random) -> bool | None:
     """Every flush of one fails from now on; it has to stop by itself."""
     node = _target(cluster, random)
-    if node.is_running:
-        node.trace("error=EIO")
-        cluster.failing.append(node)
+    if not node.is_running:
+        return None
+    node.trace("error=EIO")
+    cluster.failing.append(node)
     return True
 
 
-def slow_flush(cluster: Cluster, random: Random) -> bool:
+def slow_flush(cluster: Cluster, random: Random) -> bool | None:
     """Every flush of one takes long."""
     node = _target(cluster, random)
-    if node.is_running:
-        node.trace(f"delay_exit={random.choice(SLOW_FLUSHES_US)}")
+    if not node.is_running:
+        return None
+    node.trace(f"delay_exit={random.choice(SLOW_FLUSHES_US)}")
     return True
 
 
@@ -169,32 +171,34 @@ def rolling_restart(cluster: Cluster, random: Random) -> bool:
     return True
 
 
-def transfer(cluster: Cluster, random: Random) -> bool:
+def transfer(cluster: Cluster, random: Random) -> bool | None:
     """Another one is asked to lead, some times."""
-    for _ in range(random.randrange(1, 4)):
+    done = [
         cluster.system.transfer(cluster.wire, random.randrange(cluster.system.count))
-    return True
+        for _ in range(random.randrange(1, 4))
+    ]
+    return True if any(done) else None
 
 
-def demote(cluster: Cluster, random: Random) -> bool:
+def demote(cluster: Cluster, random: Random) -> bool | None:
     """One loses its vote and gets it back."""
     system, node = cluster.system, _target(cluster, random)
     assert isinstance(system, RaftdSystem)
-    system.set_role(cluster.wire, node.number, "learner")
+    status = system.set_role(cluster.wire, node.number, "learner")
     time.sleep(random.uniform(0.2, 1.5))
     # If this fails, `recover` does it.
     system.set_role(cluster.wire, node.number, "voter")
-    return True
+    return True if status == 200 else None
 
 
-def replace(cluster: Cluster, random: Random) -> bool:
+def replace(cluster: Cluster, random: Random) -> bool | None:
     """One is removed, which it is told and ends; and joins as a new member."""
     system, node = cluster.system, _target(cluster, random)
     assert isinstance(system, RaftdSystem)
     give_up_at = time.monotonic() + END_S
     while (status := system.remove(cluster.wire, node.number)) not in (200, 404):
         if status == 409 or time.monotonic() > give_up_at:
-            return True
+            return None
         time.sleep(0.2)
     if node.await_end(END_S) == -9:
         cluster.tally.violation(f"node {node.number} was removed and did not end")

@@ -145,7 +145,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def judge(events: Iterable[Event], clocks_agree: bool = True) -> Verdict:
     """
-    Whether one held at a time, and tokens only grew.
+    Whether one held at a time, tokens only grew, and nothing that was put was lost.
 
     Where clocks do not agree (`clocks_agree`), a lease may end before its owner
     knows; then only what transactions have guarded is judged.
@@ -158,6 +158,8 @@ def judge(events: Iterable[Event], clocks_agree: bool = True) -> Verdict:
             puts += 1
             if event.before > event.token:
                 wrong.append(f"token {event.token} was put after {event.before}")
+            if event.before < greatest_put <= event.token:
+                wrong.append(f"token {event.token} found {event.before}, not {greatest_put}")
             greatest_put = max(greatest_put, event.token)
         elif event.kind == "ended":
             if holder is not None and holder.token == event.token:

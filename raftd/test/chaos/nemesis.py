@@ -52,7 +52,11 @@ class Nemesis:
         has_quorum = len(kinds) == 1
         for kind in kinds:
             self._say(f"{kind}")
-            has_quorum &= FAULTS[kind](cluster, aims)
+            lets_work = FAULTS[kind](cluster, aims)
+            if lets_work is None:
+                self._say(f"{kind}: it could not be done")
+                continue
+            has_quorum &= lets_work
             cluster.tally.fault(kind)
         self._stopping.wait(hold_s)
         cluster.heal()

@@ -2,7 +2,8 @@
 A run in rounds: each with keys of its own, and a history that is judged by itself.
 
 So no history grows too long to be judged, and a fault may well last from one
-round into the next.
+round into the next.  At the end of all, the keys of every round are read once
+more.
 """
 
 from __future__ import annotations

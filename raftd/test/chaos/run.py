@@ -6,14 +6,14 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from raftd.test.chaos import locks
-from raftd.test.chaos.clients import Client
+from raftd.test.chaos.clients import PAUSE_AFTER_FAILURE_S, Client, keys_of
 from raftd.test.chaos.cluster import READY_S, SERVICE_S, Cluster
 from raftd.test.chaos.etcd_system import EtcdSystem
 from raftd.test.chaos.faults import FAULTS, impossible
@@ -25,7 +25,7 @@ from raftd.test.chaos.rounds import Round
 from raftd.test.chaos.systems import System
 from raftd.test.chaos.tally import Tally, percentile
 from raftd.test.chaos.watchers import Watcher, await_all
-from raftd.test.judge import BadHistory, judge
+from raftd.test.judge import BadHistory, calls, judge
 from raftd.test.judge.files import read_history
 from raftd.test.processes import PYTHON, environment
 
@@ -41,6 +41,7 @@ WATCHERS = 2
 #: Numbers of processes in a history, beside those of clients.
 FIRST_WATCHER = 1_000
 CLOSER = 900
+AUDITOR = 901
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -158,6 +159,7 @@ class Run:
             if thread.is_alive():
                 tally.violation(f"{thread.name} did not come to an end")
         self._stop_locks()
+        audit(self._rounds, self._client(AUDITOR, "audit", cluster), tally)
         cluster.check_agreement()
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
@@ -201,14 +203,7 @@ class Run:
     ) -> None:
         """Put its last key, and let the watches come to it."""
         round_.wait_empty(CLOSE_S)
-        closer = Client(
-            CLOSER,
-            f"close-{self._plan.seed}-{time.time_ns()}-{round_.number}",
-            cluster.system,
-            cluster.names,
-            self._tally,
-            self._abandoned,
-        )
+        closer = self._client(CLOSER, f"close-{round_.number}", cluster)
         give_up_at = time.monotonic() + CLOSE_S
         while not closer.put_last(round_):
             if time.monotonic() > give_up_at or self._abandoned.wait(0.2):
@@ -216,7 +211,17 @@ class Run:
                 return
         if not await_all(watchers, CLOSE_S):
             self._tally.violation(f"a watch of round {round_.number} never came to its end")
-        round_.close()
+
+    def _client(self, process: int, name: str, cluster: Cluster) -> Client:
+        """One that goes on when the others have ended."""
+        return Client(
+            process,
+            f"{name}-{self._plan.seed}-{time.time_ns()}",
+            cluster.system,
+            cluster.names,
+            self._tally,
+            self._abandoned,
+        )
 
     # -- locks -------------------------------------------------------------------------
 
@@ -295,3 +300,20 @@ class Run:
             file.write(f"{time.monotonic() - self._began_s:7.2f} s  {text}\n")
         if self._plan.is_verbose:
             self._note(text)
+
+
+def audit(rounds: Iterable[Round], reader: Client, tally: Tally) -> None:
+    """
+    Read all keys of all rounds once more, into their histories, which end with that.
+
+    What was there when a round was over may have been lost since.
+    """
+    for round_ in rounds:
+        give_up_at = time.monotonic() + SERVICE_S
+        for key in keys_of(round_):
+            while reader.ask(round_, calls.Get(key)) is None:
+                if time.monotonic() > give_up_at:
+                    tally.violation(f"{key} could not be read in the end")
+                    break
+                time.sleep(PAUSE_AFTER_FAILURE_S)
+        round_.close()

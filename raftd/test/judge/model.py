@@ -130,6 +130,8 @@ class StoreModel:
                 if told is not UNSET and told <= floor:
                     return None
                 floor += 1
+            if told is not UNSET and attempt.seen > told:
+                return None  # it has shown what was not there yet
             floor = max(floor, attempt.seen, 0 if told is UNSET else told)
         rows = attempt.rows
         if tuple(rows.items()) == state.rows:

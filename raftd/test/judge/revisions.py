@@ -3,13 +3,13 @@ Revisions as one counter of the whole store, whatever the keys.
 
 The search judges each key by itself, and with it the order of that key's
 revisions.  What binds all keys is judged here, on those revisions that clients
-were told: each change has one of its own, and the counter never goes back in
-the order of real time.
+were told or shown: each change has one of its own, which no key has that it
+did not change, and the counter never goes back in the order of real time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec import UNSET
 
@@ -18,10 +18,14 @@ from raftd.test.judge.calls import (
     Call,
     CompareAndSet,
     Delete,
+    Get,
     Put,
+    Range,
+    Record,
     Result,
     Transaction,
     describe,
+    is_inside,
 )
 from raftd.test.judge.history import Operation
 
@@ -37,49 +41,120 @@ def changes(call: Call, result: Result) -> bool | None:
     if isinstance(call, Transaction):
         if result.succeeded is UNSET:
             return None
-        steps = call.success if result.succeeded else call.failure
-        results = result.results if result.results is not UNSET else (Result(),) * len(steps)
-        found = [changes(step, part) for step, part in zip(steps, results, strict=False)]
+        found = [changes(step, part) for step, part in taken(call, result)]
         return True if True in found else None if None in found else False
     return False
+
+
+def taken(call: Transaction, result: Result) -> Iterator[tuple[Call, Result]]:
+    """The steps that it may have taken, each with what was told of it."""
+    ways = (True, False) if result.succeeded is UNSET else (result.succeeded,)
+    for way in ways:
+        steps = call.success if way else call.failure
+        results = result.results if result.results is not UNSET else (Result(),) * len(steps)
+        yield from zip(steps, results, strict=False)
+
+
+def _may_change(call: Call, result: Result, key: str) -> bool:
+    """Whether it may have changed this key."""
+    if isinstance(call, Transaction):
+        return any(_may_change(step, part, key) for step, part in taken(call, result))
+    if changes(call, result) is False:
+        return False
+    return is_inside(key, call.key, call.end if isinstance(call, Delete) else "")
+
+
+def _shown(call: Call, result: Result) -> Iterator[tuple[str, int]]:
+    """Keys, and revisions that they had: each changed it."""
+    if isinstance(call, Transaction):
+        for step, part in taken(call, result):
+            yield from _shown(step, part)
+    records: list[tuple[str, Result | Record]] = []
+    if isinstance(call, Get):
+        records.append((call.key, result))
+    elif isinstance(call, Range):
+        records += [(record.key, record) for record in result.kvs or ()]
+    for key, record in records:
+        for revision in (record.create_revision, record.mod_revision):
+            if revision:
+                yield key, revision
 
 
 def judge_revisions(operations: Sequence[Operation]) -> list[str]:
     """What is wrong with the revisions that were answered, in words; empty if nothing is."""
     told = [
-        (operation, operation.result.revision, changes(operation.call, operation.result))
-        for operation in operations
-        if operation.result is not None and operation.result.revision is not UNSET
+        _Told(operation, result) for operation in operations if (result := operation.result)
     ]
     wrong: list[str] = []
-    owners: dict[int, Operation] = {}
-    for operation, revision, changed in told:
-        if not changed:
+    owners: dict[int, _Told] = {}
+    for each in told:
+        if each.revision is None or not each.changed:
             continue
-        if revision in owners:
+        if each.revision in owners:
             wrong.append(
-                f"revision {revision} is that of two changes: "
-                f"{_named(owners[revision])}; and {_named(operation)}"
+                f"revision {each.revision} is that of two changes: "
+                f"{_named(owners[each.revision].operation)}; and {_named(each.operation)}"
             )
-        owners[revision] = operation
-    return wrong + _backwards(told)
+        owners[each.revision] = each
+    return wrong + _strangers(told, owners) + _backwards(told)
 
 
-def _backwards(told: Sequence[tuple[Operation, int, bool | None]]) -> list[str]:
-    """Those that were told less than another one that had ended before they began."""
-    begun = sorted(told, key=lambda each: each[0].invoked)
+class _Told:
+    """
+    What an answer says of revisions.
+
+    `revision` is the store's after it, None if it does not say; `changed`, whether that
+    is its own; `shown` are keys with revisions that they had; `least` is what the store
+    had reached when it came.
+    """
+
+    def __init__(self, operation: Operation, result: Result) -> None:
+        self.operation = operation
+        self.revision = None if result.revision is UNSET else result.revision
+        self.changed = changes(operation.call, result)
+        self.shown = list(_shown(operation.call, result))
+        self.least = max([self.revision or 0, *(revision for _, revision in self.shown)])
+
+    def may_have_changed(self, key: str) -> bool:
+        call, result = self.operation.call, self.operation.result
+        return result is not None and _may_change(call, result, key)
+
+
+def _strangers(told: Sequence[_Told], owners: dict[int, _Told]) -> list[str]:
+    """Keys with the revision of a change that was not theirs."""
+    wrong = []
+    for each in told:
+        for key, revision in each.shown:
+            owner = owners.get(revision)
+            if owner is not None and not owner.may_have_changed(key):
+                wrong.append(
+                    f"{key!r} has revision {revision} to {_named(each.operation)}; "
+                    f"but that is {_named(owner.operation)}"
+                )
+    return wrong
+
+
+def _backwards(told: Sequence[_Told]) -> list[str]:
+    """Those that were told less than another one had seen that had ended before they began."""
+    begun = sorted(told, key=lambda each: each.operation.invoked)
     ended = sorted(
-        (each for each in told if each[0].returned is not None),
-        key=lambda each: each[0].returned or 0,
+        (each for each in told if each.operation.returned is not None),
+        key=lambda each: each.operation.returned or 0,
     )
     wrong: list[str] = []
     position, greatest, latest = 0, 0, None
-    for operation, revision, changed in begun:
-        while position < len(ended) and (ended[position][0].returned or 0) < operation.invoked:
-            if ended[position][1] > greatest:
-                latest, greatest = ended[position][0], ended[position][1]
+    for each in begun:
+        operation, revision = each.operation, each.revision
+        while (
+            position < len(ended)
+            and (ended[position].operation.returned or 0) < operation.invoked
+        ):
+            if ended[position].least > greatest:
+                latest, greatest = ended[position].operation, ended[position].least
             position += 1
-        if latest is not None and (revision < greatest or (changed and revision == greatest)):
+        if latest is None or revision is None:
+            continue
+        if revision < greatest or (each.changed and revision == greatest):
             wrong.append(
                 f"the revision went back: {_named(latest)}; and after it {_named(operation)}"
             )

@@ -6,7 +6,8 @@ twice in one), *complete* (whatever is known to have changed in its range is
 there, from where it began to where it is), *atomic* (a revision comes whole),
 *resumable* (behind a broken stream it goes on with the next revision; what had
 come of an incomplete one comes again), and *never from the future* (nothing is
-shown before it was asked for, nor anything that certainly never happened).
+shown before it was asked for, nor anything that certainly never happened, nor
+at another revision than its answer has told).
 
 What changed is known from three sources: answers that tell a revision, all
 watches together, and, within one watch, `version` and `create_revision`, which
@@ -16,6 +17,7 @@ tell of changes that it did not show.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -41,6 +43,7 @@ from raftd.test.judge.history import (
     Watch,
     WatchLine,
 )
+from raftd.test.judge.revisions import changes, taken
 
 
 class _Unsure:
@@ -177,16 +180,16 @@ class _Stream:
                 self._say(number, f"revision {revision} changes nothing")
             self._incomplete = revision
             self.seen[revision] = (number, {})
-        changes = self.seen[revision][1]
+        shown = self.seen[revision][1]
         for change in line.changes:
             if not is_inside(change.key, part.start, part.end):
                 self._say(number, f"{change.key!r} is not in its range")
-            elif change.key in changes:
+            elif change.key in shown:
                 self._say(number, f"{change.key!r} comes twice in revision {revision}")
             else:
-                changes[change.key] = change
+                shown[change.key] = change
         if line.last:
-            for change in changes.values():
+            for change in shown.values():
                 self._follow(number, revision, change)
             self._incomplete = None
             if part.first is None:
@@ -207,6 +210,8 @@ class _Stream:
         self._shown[change.key] = (revision, change)
         is_first = before is None or before[1].value is None
         where = f"{change.key!r} in revision {revision}"
+        if before is None:
+            self._follow_nothing(number, where, revision, change)
         if change.value is None:
             if before is not None and is_first:
                 self._say(number, f"{where} is deleted once more")
@@ -228,6 +233,16 @@ class _Stream:
                 number,
                 f"{where} was {change.previous!r} before, but shown as {before[1].value!r}",
             )
+
+    def _follow_nothing(self, number: int, where: str, revision: int, change: Change) -> None:
+        """Whether the first change of a key can be the first since the watch began."""
+        first, created = self.parts[-1].first, change.create_revision
+        if created is UNSET or change.value is None:
+            return
+        if first is not None and first <= created < revision:
+            self._say(number, f"{where} was created at {created}, which was not shown")
+        if created != revision and change.version == 1:
+            self._say(number, f"{where} has version 1, and was created at {created}")
 
     def _cut(self, number: int) -> None:
         if self._incomplete is not None:
@@ -262,9 +277,9 @@ class _Told:
             if result is None or result.revision is UNSET or operation.returned is None:
                 continue
             self._ends.append((operation.returned, result.revision))
-            changes = dict(_changes(operation.call, result))
-            if changes:
-                self.changes[result.revision] = (operation, changes)
+            values = dict(_changes(operation.call, result))
+            if values:
+                self.changes[result.revision] = (operation, values)
         self._ends.sort()
 
     def acknowledged(self, number: int) -> int:
@@ -283,9 +298,7 @@ def _changes(call: Call, result: Result) -> Iterator[tuple[str, _Value]]:
     elif isinstance(call, Delete) and not call.end and result.count == 1:
         yield call.key, None
     elif isinstance(call, Transaction) and result.succeeded is not UNSET:
-        steps = call.success if result.succeeded else call.failure
-        results = result.results if result.results is not UNSET else (Result(),) * len(steps)
-        for step, part in zip(steps, results, strict=False):
+        for step, part in taken(call, result):
             yield from _changes(step, part)
 
 
@@ -294,9 +307,9 @@ class _Truth:
 
     def __init__(self, told: _Told) -> None:
         self._changes: dict[int, dict[str, tuple[_Value, str]]] = {}
-        for revision, (operation, changes) in told.changes.items():
+        for revision, (operation, values) in told.changes.items():
             who = f"process {operation.process} (line {operation.invoked})"
-            self._changes[revision] = {key: (value, who) for key, value in changes.items()}
+            self._changes[revision] = {key: (value, who) for key, value in values.items()}
         self._told = told
 
     def learn(self, stream: _Stream) -> list[str]:
@@ -342,46 +355,71 @@ class _Truth:
         return wrong
 
 
+class _Origin(NamedTuple):
+    """Since which line something was asked for; and at what revision it was done, if told."""
+
+    since: int
+    revision: int | None
+
+
 class _Origins:
-    """For each key, what may have been put there, and since which line."""
+    """For each key, what may have been put there, since which line, and at what revision."""
 
     def __init__(self, operations: list[Operation]) -> None:
-        self._since: dict[tuple[str, Scalar | None], int] = {}
+        self._puts: dict[tuple[str, Scalar], list[_Origin]] = {}
         #: Keys that were appended to, so that any value may be theirs.
-        self._appended: dict[str, int] = {}
-        self._deletes: list[tuple[str, str, int]] = []
+        self._appends: dict[str, list[_Origin]] = {}
+        self._deletes: list[tuple[str, str, _Origin]] = []
+        #: Revisions that are those of operations whose answers say so.
+        self._told: set[int] = set()
         for operation in operations:
-            self._learn(operation.call, operation.invoked)
+            call, result = operation.call, operation.result or Result()
+            revision = None if result.revision is UNSET else result.revision
+            if revision is not None and changes(call, result):
+                self._told.add(revision)
+            self._learn(call, result, _Origin(operation.invoked, revision))
 
-    def _learn(self, call: Call, number: int) -> None:
-        if isinstance(call, Put | CompareAndSet):
-            self._since.setdefault((call.key, call.value), number)
+    def _learn(self, call: Call, result: Result, origin: _Origin) -> None:
+        if isinstance(call, Put) or (
+            isinstance(call, CompareAndSet) and result.succeeded is not False
+        ):
+            self._puts.setdefault((call.key, call.value), []).append(origin)
         elif isinstance(call, Append):
-            self._appended.setdefault(call.key, number)
-        elif isinstance(call, Delete):
-            self._deletes.append((call.key, call.end, number))
+            self._appends.setdefault(call.key, []).append(origin)
+        elif isinstance(call, Delete) and result.count != 0:
+            self._deletes.append((call.key, call.end, origin))
         elif isinstance(call, Transaction):
-            for step in (*call.success, *call.failure):
-                self._learn(step, number)
+            for step, part in taken(call, result):
+                self._learn(step, part, origin)
 
     def missing(self, stream: _Stream) -> list[str]:
-        """Changes that a watch has shown before they were asked for, or though nobody did."""
+        """Changes that a watch has shown and that nobody can have made, there and by then."""
         wrong = []
         for revision, (number, shown) in stream.seen.items():
             for change in shown.values():
-                if not self._is_known(change, number):
-                    what = "its delete" if change.value is None else repr(change.value)
-                    wrong.append(
-                        f"the watch of process {stream.process}, line {number}: "
-                        f"{change.key!r} in revision {revision}: nobody had asked for {what}"
-                    )
+                origins = [o for o in self._origins(change) if o.since < number]
+                if any(self._may_be_of(origin, revision) for origin in origins):
+                    continue
+                what = "its delete" if change.value is None else repr(change.value)
+                why = f"{what} is of another revision" if origins else ""
+                wrong.append(
+                    f"the watch of process {stream.process}, line {number}: {change.key!r} in "
+                    f"revision {revision}: {why or f'nobody had asked for {what}'}"
+                )
         return wrong
 
-    def _is_known(self, change: Change, number: int) -> bool:
+    def _origins(self, change: Change) -> Iterator[_Origin]:
+        """Who may have made it, at any time."""
         if change.value is None:
-            return any(
-                since < number and is_inside(change.key, start, end)
-                for start, end, since in self._deletes
-            )
-        since = self._since.get((change.key, change.value), number)
-        return min(since, self._appended.get(change.key, number)) < number
+            for start, end, origin in self._deletes:
+                if is_inside(change.key, start, end):
+                    yield origin
+        else:
+            yield from self._puts.get((change.key, change.value), ())
+            yield from self._appends.get(change.key, ())
+
+    def _may_be_of(self, origin: _Origin, revision: int) -> bool:
+        """One that was told has its own revision, and nobody else has that."""
+        if origin.revision is None:
+            return revision not in self._told
+        return origin.revision == revision

@@ -53,6 +53,8 @@ class Clients:
         self.last_value = 0
         #: No revision that was acknowledged is above it.
         self.revision = 0
+        #: Nobody asked for more to be compacted.
+        self.compacted = 0
         self.known = self.unknown = self.refused = 0
         self._clients = [Client(self, number) for number in range(plan.clients)]
         first = plan.clients
@@ -92,6 +94,7 @@ class Clients:
         simulation.world.callLater(COMPACT_EVERY_S, self._compact)
         revision = self.revision - KEPT_REVISIONS
         if process is not None and revision > 0:
+            self.compacted = max(self.compacted, revision)
             Attempt(
                 self,
                 process,

@@ -26,6 +26,8 @@ from raftd.test.simdisk import Inode, Operation, SimulatedDisk
 from raftd.test.simulation.world import ProcessClock, World
 
 LOG, SNAPSHOTS = "/log", "/snapshots"
+#: How the names of their files end.
+WHOLE = (".segment", ".snapshot")
 
 #: How long a job of the disk's takes, in seconds, when nothing is wrong.
 JOB_S = (0.0002, 0.002)
@@ -41,7 +43,8 @@ class HostDisk(SimulatedDisk):
 
     `crash_in`: the process crashes at the operation so many from now, or never.
     `fails_flush`: the next flush of a segment of the log, or of a snapshot, fails.
-    `is_full`: no file grows.  `slowness`: how many times longer everything takes.
+    `room`: by how many bytes files may grow yet, None for any.
+    `slowness`: how many times longer everything takes.
     """
 
     def __init__(self, world: World) -> None:
@@ -54,7 +57,7 @@ class HostDisk(SimulatedDisk):
         #: When a flush of the log has failed.
         self.failed_at: float | None = None
         self.refused = 0
-        self.is_full = False
+        self.room: int | None = None
         self.slowness = 1.0
         self.before = self._before
 
@@ -65,6 +68,7 @@ class HostDisk(SimulatedDisk):
             self.crash_in -= 1
             if self.crash_in < 0:
                 self.crash_in = None
+                self._world.counts["crashed at operation"] += 1
                 self._break_off(operation)
                 self.on_crash()
                 raise Crashed
@@ -74,14 +78,27 @@ class HostDisk(SimulatedDisk):
             if path.endswith(".segment"):
                 self.failed_at = self._world.now
             self.refused += 1
+            self._world.counts["flush refused"] += 1
             raise OSError(errno.EIO, "Input/output error")
-        if self.is_full and (name == "create" or (name == "write" and self._grows(operation))):
-            self.refused += 1
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.room is not None and name in ("create", "write"):
+            self._take_room(operation, self.room)
 
-    def _grows(self, operation: Operation) -> bool:
-        end = operation.offset + len(operation.data)
-        return end > len(self.inode(operation.path).cache)
+    def _take_room(self, operation: Operation, room: int) -> None:
+        """A write that has no room is made as far as it has."""
+        grows = 0
+        if operation.name == "write":
+            inode, end = self.inode(operation.path), operation.offset + len(operation.data)
+            grows = max(0, end - len(inode.cache))
+            if grows > room:
+                inode.write(
+                    operation.data[: len(operation.data) - grows + room], operation.offset
+                )
+        if grows > room or (operation.name == "create" and not room):
+            self.room = 0
+            self.refused += 1
+            self._world.counts[f"{operation.name} refused"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room = room - grows
 
     def _break_off(self, operation: Operation) -> None:
         """A write is broken off anywhere."""
@@ -100,6 +117,44 @@ class HostDisk(SimulatedDisk):
             if name.endswith(".segment"):
                 assert isinstance(node, Inode)
                 check(not node.pending, f"{name} is said to be durable and was not flushed")
+
+    # -- bits that flip ----------------------------------------------------------
+
+    def flip(self, random: Random) -> str:
+        """Flip a bit of the log or of a snapshot; where, or nothing if there are none."""
+        files = self._whole_files()
+        if not files:
+            return ""
+        path = random.choice(list(files))
+        inode = files[path]
+        # A segment is mostly room for what comes.
+        used = len(inode.cache.rstrip(b"\0")) if random.random() < 0.7 else 0
+        offset, bit = random.randrange(used or len(inode.cache)), random.randrange(8)
+        inode.flipped[offset] = inode.flipped.get(offset, 0) ^ 1 << bit
+        return f"bit {bit} of {path} at {offset}"
+
+    def is_damaged(self, sentence: str) -> bool:
+        """Whether a sentence names a file of which bits have flipped, and an offset."""
+        return any(
+            f"{path} is damaged at offset " in sentence
+            for path, inode in self._whole_files().items()
+            if any(inode.flipped.values())
+        )
+
+    def restore(self) -> None:
+        """Every bit is what it was."""
+        for inode in self._whole_files().values():
+            inode.flipped.clear()
+
+    def _whole_files(self) -> dict[str, Inode]:
+        """Segments and snapshots, by path, in order; not what nobody has finished yet."""
+        return {
+            f"{folder}/{name}": node
+            for folder in (LOG, SNAPSHOTS)
+            if self.exists(folder)
+            for name, node in sorted(self.folder(folder).cache.items())
+            if isinstance(node, Inode) and node.cache and name.endswith(WHOLE)
+        }
 
     # -- what is left ----------------------------------------------------------
 
@@ -121,7 +176,7 @@ class HostDisk(SimulatedDisk):
     def _successor(self, left: SimulatedDisk) -> HostDisk:
         new = HostDisk(self._world)
         new.root = left.root
-        new.is_full, new.slowness = self.is_full, self.slowness
+        new.room, new.slowness = self.room, self.slowness
         return new
 
 
@@ -162,7 +217,7 @@ class DiskWorker:
 # -- what the log has promised -----------------------------------------------------
 
 
-class _Write:
+class Write:
     """One write of the log's, on its way to the disk."""
 
     def __init__(
@@ -191,15 +246,19 @@ class Durable:
         self.base_index = 0
         self.base_term = 0
         self.entries = list(entries)
-        self.pending: deque[_Write] = deque()
+        self.pending: deque[Write] = deque()
 
-    def write(self, write: _Write) -> None:
+    def write(self, write: Write) -> None:
         self.pending.append(write)
 
     def persisted(self, number: int) -> None:
         while self.pending and self.pending[0].number <= number:
             write = self.pending.popleft()
             if write.hard_state is not None:
+                check(
+                    _may_follow(self.hard_state, write.hard_state),
+                    f"{write.hard_state} takes the place of {self.hard_state}",
+                )
                 self.hard_state = write.hard_state
             if write.base is not None:
                 self.base_index, self.base_term = write.base
@@ -227,10 +286,7 @@ class Durable:
     def recovered(self, log: Wal) -> None:
         """What a restart has found: all that was durable, or what was to take its place."""
         found, was = log.hard_state, self.hard_state
-        kept = found.term > was.term or (
-            found.term == was.term and was.voted_for in (0, found.voted_for)
-        )
-        check(kept, f"the disk has lost {was}, and has {found}")
+        check(_may_follow(was, found), f"the disk has lost {was}, and has {found}")
         intact = self._intact_until()
         for entry in self.entries:
             if log.base_index < entry.index <= intact:
@@ -253,6 +309,13 @@ class Durable:
             if write.entries:
                 last = min(last, write.entries[0].index - 1)
         return last
+
+
+def _may_follow(before: HardState, after: HardState) -> bool:
+    """A term never goes back, and has one vote."""
+    if after.term == before.term:
+        return before.voted_for in (0, after.voted_for)
+    return after.term > before.term
 
 
 @implementer(ILogStorage)
@@ -291,7 +354,7 @@ class WatchedLog:
         base: tuple[int, int] | None = None,
         commit_index: int = 0,
     ) -> None:
-        self._durable.write(_Write(number, hard_state, entries, base))
+        self._durable.write(Write(number, hard_state, entries, base))
         self._log.write(number, hard_state, entries, base, commit_index)
 
     def look_for_space(self) -> None:

@@ -13,7 +13,7 @@ from raftd.core.membership import AddLearner, Change, Demote, Promote, Remove, R
 from raftd.errors import RaftdError
 from raftd.test.simulation.disk import LOG, SNAPSHOTS
 from raftd.test.simulation.hosts import Host
-from raftd.test.simulation.plan import KINDS, Fault
+from raftd.test.simulation.plan import FLIP, KINDS, Fault
 
 if TYPE_CHECKING:
     from raftd.test.simulation.run import Simulation
@@ -29,9 +29,16 @@ PAUSE_S = (0.1, 4.0)
 LEADER_SHARE = 0.4
 #: Within how many operations of its disk, or messages, a process crashes.
 MAX_STEPS = 40
+#: What a disk may have left when it gets full, in bytes.
+MAX_ROOM = 8_192
 #: How often a joiner asks for its vote, and every how many seconds.
 MAX_PROMOTIONS = 5
 PROMOTE_EVERY_S = 0.4
+#: How often a host is given back its disk, when that is damaged; else it is replaced.
+RESTORED_SHARE = 0.4
+#: How often it is asked for that, and every how many seconds.
+MAX_REPLACEMENTS = 8
+REPLACE_EVERY_S = 0.5
 
 
 class Faults:
@@ -69,8 +76,9 @@ class Faults:
             "replace": self._replace,
             "reshape": self._reshape,
             "rename": self._rename,
+            FLIP: self._flip,
         }
-        assert self._acts.keys() == KINDS.keys()
+        assert self._acts.keys() == {*KINDS, FLIP}
 
     def befall(self, fault: Fault) -> None:
         simulation = self._simulation
@@ -214,12 +222,12 @@ class Faults:
 
     def _fill(self, random: Random) -> None:
         host = self._any(random)
-        host.disk.is_full = True
 
         def empty() -> None:
-            host.disk.is_full = False
+            host.disk.room = None
 
         self._later(random, empty)
+        host.disk.room = random.choice((0, random.randrange(MAX_ROOM)))
 
     def _slow(self, random: Random) -> None:
         host = self._any(random)
@@ -229,6 +237,43 @@ class Faults:
             host.disk.slowness = 1.0
 
         self._later(random, hurry)
+
+    def _flip(self, random: Random) -> bool:
+        """One bit, of a host that is down, or goes down as a rule; none else would look."""
+        host = random.choice([host for host in self._simulation.hosts if not host.is_removed])
+        where = host.disk.flip(random)
+        self._simulation.note(f"{host.name}: {where} flips")
+        if where and host.process is not None and random.random() < 0.7:
+            host.crash(random.random() < 0.5, random.uniform(*DOWN_S))
+        return bool(where)
+
+    def damaged(self, host: Host) -> None:
+        """A host refuses to start: its disk is given back, or another takes its place."""
+        random = Random(f"damaged {self._simulation.plan.seed} {host.id} {host.incarnation}")
+        is_full = len(self._simulation.hosts) >= MAX_HOSTS
+        if is_full or random.random() < RESTORED_SHARE:
+
+            def give_back() -> None:
+                self._simulation.count("damage restored")
+                host.restore()
+                host.start()
+
+            self._later(random, give_back)
+        else:
+            self._simulation.count("damage replaced")
+            new = self._simulation.add_host()
+            self._replace_by(host, new, random, MAX_REPLACEMENTS)
+            self._promote(new.id, random, MAX_REPLACEMENTS)
+
+    def _replace_by(self, old: Host, new: Host, random: Random, times: int) -> None:
+        """Ask for it until it is done: there may be no leader, or another change under way."""
+
+        def ask() -> None:
+            self._ask(random, [Remove(old.id), AddLearner(new.member)])
+            if times > 1:
+                self._replace_by(old, new, random, times - 1)
+
+        self._simulation.while_faulty(REPLACE_EVERY_S, ask)
 
     # -- time ------------------------------------------------------------------
 

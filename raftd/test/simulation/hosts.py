@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftd.core.membership import Configuration, encode_configuration
 from raftd.core.messages import Entry, EntryKind, HardState, Member
-from raftd.errors import Fatal, Removed, StorageFailed
+from raftd.errors import DirectoryDamaged, Fatal, Removed, StorageFailed
 from raftd.events import Event, MembershipChanged, SnapshotRestored, SnapshotTaken
 from raftd.node import FAREWELL_S, Node
 from raftd.sessions import Sessions
@@ -61,6 +61,8 @@ class Host:
         self.incarnation = 0
         #: It was removed from the cluster, and will not start again.
         self.is_removed = False
+        #: It has refused to start with files that are not what it wrote.
+        self.is_damaged = False
         self._restarts = 0
 
     @property
@@ -101,7 +103,7 @@ class Host:
 
     def start(self) -> None:
         """Start the process, unless it runs or may not."""
-        if self.process is not None or self.is_removed:
+        if self.process is not None or self.is_removed or self.is_damaged:
             return
         self.incarnation += 1
         disk = self.disk
@@ -110,11 +112,30 @@ class Host:
             process.start()
         except Crashed:
             pass
+        except DirectoryDamaged as e:
+            self.refuse(e)
         except StorageFailed as e:
             check(disk.refused > 0, f"{self.name} cannot start: {e}")
             self.simulation.note(f"{self.name} cannot start: {e}")
             self.die()
             self.restart_in(RETRY_START_S)
+
+    def refuse(self, reason: DirectoryDamaged) -> None:
+        """It will not run with what it has found; somebody has to see to it."""
+        simulation = self.simulation
+        simulation.require(
+            self.disk.is_damaged(str(reason)), f"{self.name} refuses what it wrote: {reason}"
+        )
+        simulation.note(f"{self.name} refuses: {reason}")
+        simulation.count("damage refused")
+        self.is_damaged = True
+        self.die()
+        simulation.faults.damaged(self)
+
+    def restore(self) -> None:
+        """Its disk is what it was, and it can be started."""
+        self.disk.restore()
+        self.is_damaged = False
 
     def restart_in(self, delay_s: float) -> None:
         self._restarts += 1
@@ -271,6 +292,9 @@ class Process:
     def _fatal(self, reason: Fatal) -> None:
         """The node has stopped by itself: its process ends."""
         host, simulation = self.host, self.simulation
+        if isinstance(reason, DirectoryDamaged):
+            host.refuse(reason)
+            return
         expected = isinstance(reason, Removed) or (
             isinstance(reason, StorageFailed) and host.disk.refused > 0
         )

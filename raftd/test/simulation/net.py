@@ -67,6 +67,7 @@ class SimulatedNetwork(Network):
             if left:
                 self.traps[target] = left - 1, act
             else:
+                self.world.counts["crashed at message"] += 1
                 act()
                 arrive()
                 return

@@ -49,6 +49,12 @@ KINDS = {
     "reshape": 3,
     "rename": 1,
 }
+#: A bit of a file of one host.  Not among the others, and drawn apart from them: how many
+#: there are changes nothing of what else befalls a cluster.
+FLIP = "bit flip"
+#: In so many of the runs bits flip, and then so often.
+FLIP_SHARE = 0.3
+FLIPS = (1, 5)
 
 
 class Fault(NamedTuple):
@@ -90,6 +96,7 @@ class Plan:
         self.think_s = random.choice((0.02, 0.1))
         self.faulty_s = random.uniform(*FAULTY_S)
         faults = self._draw(random)
+        faults += self._draw_flips(len(faults))
         self.faults = [fault for fault in faults if only is None or fault.number in only]
 
     def _draw(self, random: Random) -> list[Fault]:
@@ -107,6 +114,19 @@ class Plan:
         return [
             Fault(number, at, kind, f"fault {self.seed} {number}")
             for number, (at, kind) in enumerate(zip(times, drawn, strict=True))
+        ]
+
+    def _draw_flips(self, first: int) -> list[Fault]:
+        random = Random(f"flips {self.seed}")
+        count = random.randint(*FLIPS) if random.random() < FLIP_SHARE else 0
+        return [
+            Fault(
+                number,
+                random.uniform(0.5, self.faulty_s),
+                FLIP,
+                f"fault {self.seed} {number}",
+            )
+            for number in range(first, first + count)
         ]
 
     def rate(self, host_id: int, incarnation: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -82,11 +81,11 @@ class Simulation:
         self.network.loss = plan.loss
         self.network.duplication = plan.duplication
         self.hosts: list[Host] = []
-        self.counts: Counter[str] = Counter()
+        self.counts = self.world.counts
         self.is_faulty = self.is_active = self.is_watched = True
         self.invariants = Invariants(self)
         self.clients = Clients(self)
-        self._faults = Faults(self)
+        self.faults = Faults(self)
         self.judged = 0
 
     # -- for its parts ---------------------------------------------------------
@@ -162,7 +161,7 @@ class Simulation:
             host.start()
         self.clients.start()
         for fault in self.plan.faults:
-            self.world.callLater(fault.at, self._faults.befall, fault)
+            self.world.callLater(fault.at, self.faults.befall, fault)
 
     def _make_well(self) -> None:
         """From here on nothing goes wrong."""
@@ -176,11 +175,12 @@ class Simulation:
         for host in self.hosts:
             disk, process = host.disk, host.process
             disk.crash_in, disk.fails_flush = None, ""
-            disk.is_full, disk.slowness = False, 1.0
+            disk.room, disk.slowness = None, 1.0
             if process is not None and process.clock.is_stopped:
                 process.clock.go_on()
         network.reset_broken()
         for host in self.hosts:
+            host.restore()
             host.start()
 
     # -- what must come about ----------------------------------------------------

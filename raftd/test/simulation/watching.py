@@ -91,6 +91,8 @@ class Watcher:
         """What comes next is gone; it goes on behind that."""
         require = self._clients.simulation.require
         require(e.revision > self._done, f"revision {self._done + 1} was not compacted")
+        asked = self._clients.compacted
+        require(e.revision <= asked, f"compacted to {e.revision}, and {asked} was asked for")
         self._clients.recorder.compacted(self._number, e.revision)
         self._clients.simulation.count("watch compacted")
         self._watch, self._part = None, []

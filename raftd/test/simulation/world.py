@@ -9,7 +9,7 @@ runs of the same seed have the same one, or something is not determined.
 from __future__ import annotations
 
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from random import Random
@@ -46,6 +46,8 @@ class World:
         #: For delays and losses: whatever nobody plans.
         self.random = Random(f"world {seed}")
         self.events = 0
+        #: How often what has come about.
+        self.counts: Counter[str] = Counter()
         self.trace = 0
         #: What happened, in words; the last of it.
         self.notes: deque[str] = deque(maxlen=MAX_NOTES)
