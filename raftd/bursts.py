@@ -83,7 +83,9 @@ class Burst:
     @property
     def connecting(self) -> Any:
         """The reactor for an endpoint, so that its connections are such, if they can be."""
-        return self._reactor if self._make_epoll is None else BurstReactor(self._reactor, self)
+        if self._make_epoll is None:
+            return self._reactor
+        return BurstReactor(self._reactor, partial(BurstClient, self))
 
     def soon(self, act: Callable[[], None]) -> None:
         """
@@ -283,23 +285,22 @@ class BurstClient(BurstConnection, Client):
 
 
 class _BurstConnector(Connector):
-    def __init__(self, burst: Burst, *arguments: Any) -> None:
-        self._burst = burst
+    def __init__(self, make_client: Callable[..., BurstClient], *arguments: Any) -> None:
+        self._make_client = make_client
         super().__init__(*arguments)
 
     def _makeTransport(self) -> BurstClient:
-        return BurstClient(
-            self._burst, self.host, self.port, self.bindAddress, self, self.reactor
-        )
+        return self._make_client(self.host, self.port, self.bindAddress, self, self.reactor)
 
 
 @implementer(IReactorPluggableNameResolver, IReactorTime)
 class BurstReactor:
     """A reactor whose connections are such: what an endpoint needs of it."""
 
-    def __init__(self, reactor: Any, burst: Burst) -> None:
+    def __init__(self, reactor: Any, make_client: Callable[..., BurstClient]) -> None:
+        """`make_client` is given the arguments of a `Client`."""
         self._reactor = reactor
-        self._burst = burst
+        self._make_client = make_client
 
     def connectTCP(
         self,
@@ -311,7 +312,7 @@ class BurstReactor:
     ) -> Connector:
         """As `IReactorTCP` has it."""
         arguments = (host, port, factory, timeout, bindAddress, self._reactor)
-        connector = _BurstConnector(self._burst, *arguments)
+        connector = _BurstConnector(self._make_client, *arguments)
         connector.connect()
         return connector
 

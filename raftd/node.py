@@ -34,7 +34,7 @@ from raftd.core.messages import (
 from raftd.core.messages import Request as RPCRequest
 from raftd.core.quorum import has_quorum
 from raftd.core.raft import Raft, Random, Role
-from raftd.core.ready import Outgoing, Ready
+from raftd.core.ready import Outgoing, Ready, Write
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
@@ -358,7 +358,8 @@ class Node:
         self._router.hand_over(self._leader_peer(now), now)
         if not self._running:
             return  # who was just given an answer has stopped this node
-        self._carry_out(raft.ready(now))
+        ready = raft.ready(now)
+        self._carry_out(ready)
         if self._applier.run():
             self._wake()
         self._look_at_applied()
@@ -366,17 +367,21 @@ class Node:
         self._router.expire(now, self._why_not)
         if self._running:
             self._arm(now)
+            if ready.write is not None:
+                self._write(ready.write)
+
+    def _write(self, write: Write) -> None:
+        """
+        Hand a write to storage; at the end of a turn, for there is one interpreter,
+        and the log's thread would only wait for it, or take it from this one.
+        """
+        self._storage.write(
+            write.number, write.hard_state, write.entries, write.base, write.commit_index
+        )
 
     def _carry_out(self, ready: Ready) -> None:
-        # First what others wait for: the log's thread, once it has something to
-        # do, takes the interpreter away from this one.
         for outgoing in ready.messages:
             self._dispatch(outgoing)
-        if ready.write is not None:
-            write = ready.write
-            self._storage.write(
-                write.number, write.hard_state, write.entries, write.base, write.commit_index
-            )
         if ready.restore is not None:
             self._snapshotter.restore(ready.restore)
         self._applier.add(ready.committed)

@@ -499,8 +499,7 @@ class _Writer:
             records.insert(0, self._checkpoint())
             payload = _encode_records(records)
         frame = encode_frame(self._next_sequence, payload, self._seed)
-        self._files.write(self._segment.fd, frame, self._offset)
-        self._files.flush(self._segment.fd)
+        self._files.write_and_flush(self._segment.fd, frame, self._offset)
         self._offset += len(frame)
         self._next_sequence += 1
         if rolled:

@@ -318,6 +318,11 @@ class SimulatedDisk(Files):
         self._note("write", inode.path, bytes(data), offset)
         inode.write(bytes(data), offset)
 
+    def write_and_flush(self, fd: int, data: bytes | bytearray, offset: int) -> None:
+        """As on a system that has no call for both: there is more that can go wrong."""
+        self.write(fd, data, offset)
+        self.flush(fd)
+
     def reserve(self, fd: int, length: int) -> None:
         """As on a system that cannot tell."""
 

@@ -449,14 +449,14 @@ class StopTests(ServerTestCase):
         def broken(*_: object) -> None:
             raise OSError(5, "Input/output error")
 
-        patched = self.patch(Files, "flush", broken)
+        self.patch(Files, "flush", broken)
+        self.patch(Files, "write_and_flush", broken)
         await self._fails(self.put(server, b"k", b"lost"), OutcomeUnknown)
         await until(lambda: self.fatal, "the end")
         self.assertEqual(len(self.fatal), 1)
         self.assertIsInstance(self.fatal[0], StorageFailed)
         await self._fails(self.get(server, b"k"), Stopped)
         await self._fails(self.put(server, b"k", b"late"), Stopped)
-        patched.restore()
 
     async def _fails(self, request: Awaitable[object], error: type[RaftdError]) -> None:
         try:

@@ -509,7 +509,7 @@ class ThreadTests(TestCase):
     @inlineCallbacks
     def test_failure(self) -> Any:
         class Broken(Files):
-            def flush(self, fd: int) -> None:
+            def write_and_flush(self, fd: int, data: object, offset: int) -> None:
                 raise OSError(errno.EIO, "Input/output error")
 
         path = os.path.join(self.mktemp(), "log")

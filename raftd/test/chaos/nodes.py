@@ -22,7 +22,7 @@ JOINING = b"Joining cluster... "
 DETACH_S = 10.0
 
 #: What puts a file on disk.
-FLUSHES = "fdatasync,fsync,sync_file_range"
+FLUSHES = "fdatasync,fsync,sync_file_range,pwritev2"
 
 
 class Node:

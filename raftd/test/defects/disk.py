@@ -120,24 +120,22 @@ DISK = (
         "failed-flush-is-retried",
         "A flush that failed is tried again, and the second success is believed.",
         WAL,
-        "        self._files.flush(self._segment.fd)\n        self._offset",
+        "        self._files.write_and_flush(self._segment.fd, frame, self._offset)\n",
         "        try:\n"
-        "            self._files.flush(self._segment.fd)\n"
+        "            self._files.write_and_flush(self._segment.fd, frame, self._offset)\n"
         "        except OSError:\n"
-        "            self._files.flush(self._segment.fd)\n"
-        "        self._offset",
+        "            self._files.flush(self._segment.fd)\n",
     ),
     Defect(
         47,
         "failed-flush-is-passed-over",
         "A flush that failed counts like any other.",
         WAL,
-        "        self._files.flush(self._segment.fd)\n        self._offset",
+        "        self._files.write_and_flush(self._segment.fd, frame, self._offset)\n",
         "        try:\n"
-        "            self._files.flush(self._segment.fd)\n"
+        "            self._files.write_and_flush(self._segment.fd, frame, self._offset)\n"
         "        except OSError:\n"
-        "            pass\n"
-        "        self._offset",
+        "            pass\n",
     ),
     Defect(
         47,
@@ -295,16 +293,15 @@ DISK = (
         "log-is-not-flushed",
         "A write is reported as durable and was never flushed.",
         WAL,
-        "        self._files.flush(self._segment.fd)\n        self._offset",
-        "        self._offset",
+        "        self._files.write_and_flush(self._segment.fd, frame, self._offset)\n",
+        "        self._files.write(self._segment.fd, frame, self._offset)\n",
     ),
     Defect(
         50,
         "flushed-before-it-is-written",
         "A write is flushed before it is written.",
         WAL,
-        "        self._files.write(self._segment.fd, frame, self._offset)\n"
-        "        self._files.flush(self._segment.fd)\n",
+        "        self._files.write_and_flush(self._segment.fd, frame, self._offset)\n",
         "        self._files.flush(self._segment.fd)\n"
         "        self._files.write(self._segment.fd, frame, self._offset)\n",
     ),

@@ -22,7 +22,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.tcp import Port
 
 from raftd import __version__
-from raftd.bursts import Burst, BurstClient, BurstReactor, accept_in_bursts
+from raftd.bursts import Burst, BurstClient, BurstReactor
 from raftd.core.membership import Configuration, encode_configuration
 from raftd.core.messages import Entry, EntryKind, HardState, Member
 from raftd.errors import Fatal
@@ -152,15 +152,13 @@ class Process:
         self._peers = PeerServerFactory(self.reactor, self._identity)
         self._factory = PortFactory(self._peers, http, self.reactor)
         self._port = Port(PORT, self._factory, reactor=self.reactor)
-        accept_in_bursts(self._port, self._make_burst())
         # As `Replica`.
-        make_client = partial(Outgoing, self._make_socket, self._make_burst())
+        make_epoll: Any = partial(Epoll, self._cluster.wire, self.tally)
+        self._burst = Burst(self.reactor, make_epoll)
+        self._burst.accept(self._port)
+        make_client = partial(Outgoing, self._make_socket, self._burst)
         self._connecting = BurstReactor(self.reactor, make_client)
         self.node = self._make_node(configuration)
-
-    def _make_burst(self) -> Burst:
-        make_epoll: Any = partial(Epoll, self._cluster.wire, self.tally)
-        return Burst(self.reactor, make_epoll)
 
     def _make_socket(self) -> Socket:
         """That of a connection to a peer."""
@@ -212,6 +210,7 @@ class Process:
             request_timeout_s=options.request_timeout_ms / 1000,
             snapshot_threshold_bytes=options.snapshot_threshold_bytes,
             on_fatal=self._fatal,
+            soon=self._burst.soon,
         )
 
     def start(self) -> None:
