@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raftd.core.invariants import Checker
+from raftd.core.membership import configurations_in
 from raftd.core.messages import Entry, EntryKind, HardState, decode_command
 from raftd.core.raft import Raft
 from raftd.test.core_clusters import Safety
@@ -76,6 +77,8 @@ class Invariants:
         #: By index: what the command came to, and the digest of the state.
         self._results: dict[int, bytes] = {}
         self._digests: dict[int, bytes] = {}
+        #: Members that were removed by an entry that was applied anywhere.
+        self._removed: set[int] = set()
         #: Idempotency keys, and commands of sessions, that have changed something.
         self._carried_out: set[bytes | tuple[int, int]] = set()
 
@@ -123,11 +126,14 @@ class Invariants:
 
     def removed(self, host: Host) -> None:
         """A host says that it was removed: that must be committed."""
-        gone = any(
-            host.id in process.node.committed_configuration.removed
-            for process in self._simulation.processes()
-        )
-        check(gone, f"{host.name} was told that it was removed")
+        # Whoever has told it may be gone by now.
+        committed = [w.raft.configuration_at(w.raft.commit_index) for w in self._started()]
+        gone = self._removed.union(*(configuration.removed for configuration in committed))
+        check(host.id in gone, f"{host.name} was told that it was removed")
+
+    def _started(self) -> list[Watched]:
+        """The last start of each host, that it runs or not."""
+        return [w for w in self._watched.values() if hasattr(w, "raft")]
 
     # -- after every event -------------------------------------------------------
 
@@ -167,6 +173,8 @@ class Invariants:
         check(index == watched.applied_index + 1, f"entry {index} is applied in its turn")
         watched.applied_index = index
         watched.applied.append(entry)
+        for _, configuration in configurations_in([entry]):
+            self._removed.update(configuration.removed)
         store = process.store
         before, watched.revision = watched.revision, store.revision
         known = self._results.get(index)
