@@ -180,15 +180,18 @@ class BurstConnection(Connection):
 
     Invariants: once it is connected, what waits to be sent waits for the
     burst, or the reactor has been asked when it can be sent (`_has_asked`);
-    `_waits` says that there is something.  It is read by the burst up to the
-    first event that is not data, and from then on by the reactor.
+    `_waits` says that there is something: `_piece`, which is sent past
+    Twisted's buffer, or what is in that, but never both.  It is read by the
+    burst up to the first event that is not data, and from then on by the
+    reactor.
     """
 
-    #: Each piece that is written, and not the burst's.
+    #: Each piece that is written by itself, but for large ones, and not all of a burst.
     sends_at_once = False
 
     _burst: Burst
     _waits = False
+    _piece = b""
     _has_asked = False
     _is_plain = True
 
@@ -221,12 +224,28 @@ class BurstConnection(Connection):
     # -- writing ---------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        if not self.sends_at_once or self._waits:
-            super().write(data)  # type: ignore[no-untyped-call]
+        if self._waits or len(data) > self.bufferSize or not self._is_open:
+            self._write_behind(data)
             return
-        self._waits = True  # so that it is not handed to the burst
+        self._piece, self._waits = data, True
+        if self.sends_at_once:
+            self.send()
+        else:
+            self._burst.add_writer(self)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether all that matters of what is written is that it is sent."""
+        return bool(self.connected) and not (
+            self.disconnecting or self._writeDisconnecting or self.TLS
+        )
+
+    def _write_behind(self, data: bytes) -> None:
+        """Through Twisted's buffer, and so in order."""
+        piece, self._piece = self._piece, b""
+        if piece:
+            super().write(piece)  # type: ignore[no-untyped-call]
         super().write(data)  # type: ignore[no-untyped-call]
-        self.send()
 
     def startWriting(self) -> None:
         if not self.connected:
@@ -246,6 +265,14 @@ class BurstConnection(Connection):
         """Send what the kernel takes; the reactor sees to the rest, or to the end."""
         if not (self._waits and self.connected):
             return
+        piece = self._piece
+        if piece:
+            sent = self._try(piece)
+            self._piece = b""
+            if sent == len(piece) and self._is_open:
+                self._waits = False
+                return
+            super().write(piece[sent:])  # type: ignore[no-untyped-call]
         try:
             why = self.doWrite()  # type: ignore[no-untyped-call]
         except Exception:
@@ -254,6 +281,13 @@ class BurstConnection(Connection):
         if why is not None or self._waits:
             self._waits = True
             self._ask()
+
+    def _try(self, piece: bytes) -> int:
+        """How much of it was sent; the reactor will find what is wrong, if something is."""
+        try:
+            return self.socket.send(piece)
+        except OSError:
+            return 0
 
     def _ask(self) -> None:
         self._has_asked = True

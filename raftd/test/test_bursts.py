@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections.abc import Callable
@@ -354,14 +355,34 @@ class WritingTests(Connected):
         server, there = self.connect()
         server.sends_at_once = True
         data = bytes(range(256)) * 16_384
+        # More than a buffer of Twisted's goes the usual way, in its turn.
         server.write(data)
-        self.assertEqual(self.reactor.writers, {server})
+        self.turn()
+        self.assertEqual(len(self.reactor.writers), 1)
         server.write(b"end")
         got = b""
         while self.reactor.writers:
             got += self.received(there)
             server.doWrite()
         self.assertEqual(got + self.received(there), data + b"end")
+
+    def test_a_kernel_that_takes_a_part(self) -> None:
+        """Of a small piece, past Twisted's buffer; the rest waits, in order."""
+        server, there = self.connect()
+        filler = bytes(1 << 16)
+        with contextlib.suppress(BlockingIOError):
+            while server.socket.send(filler) == len(filler):
+                pass  # until the kernel has taken what it takes
+        server.write(b"one ")
+        self.turn()
+        self.assertEqual(len(self.reactor.writers), 1)
+        server.write(b"two")
+        got = b""
+        while self.reactor.writers:
+            got += self.received(there)
+            server.doWrite()
+        got += self.received(there)
+        self.assertEqual(got.lstrip(b"\0"), b"one two")
 
     def test_at_once_and_then_the_end(self) -> None:
         server, there = self.connect()
