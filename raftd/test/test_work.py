@@ -176,6 +176,7 @@ class FailingTests(SynchronousTestCase):
 
     def test_asking_the_kernel_first(self) -> None:
         """What `raftd.bursts` is there to save, and so is what the next two put in."""
+        self.patch(BurstConnection, "write", FileDescriptor.write)
         self.patch(BurstConnection, "startWriting", BurstConnection._ask)
         self.noticed("write, 1 client", "registrations")
         self.noticed("write, 64 clients", "registrations", "events")
