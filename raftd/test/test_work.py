@@ -11,6 +11,7 @@ import select
 import socket
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
