@@ -283,7 +283,7 @@ class RaisingTests(Connected):
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
     def test_a_poll_that_raises(self) -> None:
-        server, there = self.connect()
+        self.connect()
         epoll, self.burst._epoll = self.burst._epoll, select.epoll()
         self.burst._epoll.close()
         self.assertRaises(ValueError, self.burst.doRead)
