@@ -70,7 +70,7 @@ def draw_writes(rows: Rows, path: str) -> None:
     for axes in (rates, latencies):
         axes.set_xlabel("clients")
         axes.set_xticks(CLIENTS, [str(n) for n in CLIENTS])
-        axes.minorticks_off() if axes is rates else axes.xaxis.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
     rates.legend()
     latencies.legend(fontsize="small", ncols=2)

@@ -20,7 +20,7 @@ the kernel does not take, is left to the reactor.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,8 @@ class Burst:
     Invariants: those in `_readers`, by descriptor, are those in `_epoll`, and
     the reactor watches that if, and only if, there is one.  Those in `_writers`
     have something to send and have not tried to yet; if there is one, a burst
-    is under way, or `_end` is due.
+    is under way, or `_end` is due.  A burst ends whoever raises in it: nobody
+    else has to suffer for it, and what waits for the end would wait for ever.
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class Burst:
 
     def soon(self, act: Callable[[], None]) -> None:
         """
-        Call `act`, which must not raise, when all that there is has been read:
-        within the burst that is being read, or in the next turn of the reactor.
+        Call `act` when all that there is has been read: within the burst that
+        is being read, or in the next turn of the reactor.
         """
         if self._is_reading:
             self._acts.append(act)
@@ -132,28 +133,34 @@ class Burst:
         """A burst; called when somebody has sent something."""
         if self._epoll is None:
             return
+        ready = self._epoll.poll(0, MAX_READ_AT_ONCE)
         self._is_under_way = self._is_reading = True
-        for fd, events in self._epoll.poll(0, MAX_READ_AT_ONCE):
+        for fd, events in ready:
             connection = self._readers.get(fd)
             # None if one that was read before it has closed it.
             if connection is not None:
                 connection.read(events)
         self._is_reading = False
         acts, self._acts = self._acts, []
-        for act in acts:
-            act()
-        self._end()
+        self._carry_out(acts)
 
     def _act(self, act: Callable[[], None]) -> None:
         """A burst in which nothing is read."""
         self._is_under_way = True
-        act()
+        self._carry_out((act,))
+
+    def _carry_out(self, acts: Iterable[Callable[[], None]]) -> None:
+        for act in acts:
+            try:
+                act()
+            except BaseException:  # as the reactor does, of what is called later
+                _log.failure("What was to be done in a burst failed")
         self._end()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has ended."""
         for connection in list(self._readers.values()):
-            connection.connectionLost(reason)
+            connection.lose(reason)
 
     def logPrefix(self) -> str:
         """For what is logged by nobody else."""
@@ -208,18 +215,17 @@ class BurstConnection(Connection):
             super().stopReading()  # type: ignore[no-untyped-call]
 
     def read(self, events: int) -> None:
-        """Take what has come; everything but data comes again, and the reactor sees to it."""
-        is_data = events == select.EPOLLIN
-        if is_data:
-            try:
-                is_data = self.doRead() is None
-            except Exception:
-                self._failed("read")
-                return
-        if not is_data:
-            self.stopReading()
-            self._is_plain = False
-            self.startReading()
+        """
+        Take what has come; everything but data comes again, and the reactor
+        sees to it.  Raises nothing.
+        """
+        try:
+            if events != select.EPOLLIN or self.doRead() is not None:
+                self.stopReading()
+                self._is_plain = False
+                self.startReading()
+        except BaseException:
+            self._failed("read")
 
     # -- writing ---------------------------------------------------------------
 
@@ -243,9 +249,13 @@ class BurstConnection(Connection):
     def _write_behind(self, data: bytes) -> None:
         """Through Twisted's buffer, and so in order."""
         piece, self._piece = self._piece, b""
-        if piece:
-            super().write(piece)  # type: ignore[no-untyped-call]
-        super().write(data)  # type: ignore[no-untyped-call]
+        try:
+            if piece:
+                super().write(piece)  # type: ignore[no-untyped-call]
+            super().write(data)  # type: ignore[no-untyped-call]
+        finally:
+            if self.connected:  # though a producer that is paused may raise
+                self.startWriting()
 
     def startWriting(self) -> None:
         if not self.connected:
@@ -262,32 +272,33 @@ class BurstConnection(Connection):
             super().stopWriting()  # type: ignore[no-untyped-call]
 
     def send(self) -> None:
-        """Send what the kernel takes; the reactor sees to the rest, or to the end."""
+        """
+        Send what the kernel takes; the reactor sees to the rest, or to the
+        end.  Raises nothing.
+        """
         if not (self._waits and self.connected):
             return
-        piece = self._piece
-        if piece:
-            sent = self._try(piece)
-            self._piece = b""
-            if sent == len(piece) and self._is_open:
-                self._waits = False
+        try:
+            if self._piece and self._send_piece():
                 return
-            super().write(piece[sent:])  # type: ignore[no-untyped-call]
-        try:
-            why = self.doWrite()  # type: ignore[no-untyped-call]
-        except Exception:
+            if self.doWrite() is not None or self._waits:  # type: ignore[no-untyped-call]
+                self._waits = True
+                self._ask()
+        except BaseException:
             self._failed("sent")
-            return
-        if why is not None or self._waits:
-            self._waits = True
-            self._ask()
 
-    def _try(self, piece: bytes) -> int:
-        """How much of it was sent; the reactor will find what is wrong, if something is."""
+    def _send_piece(self) -> bool:
+        """Whether nothing waits any more; what was not sent is in Twisted's buffer."""
+        piece, self._piece = self._piece, b""
         try:
-            return self.socket.send(piece)
+            sent = self.socket.send(piece)
         except OSError:
-            return 0
+            sent = 0  # the reactor will find what is wrong, if something is
+        if sent == len(piece) and self._is_open:
+            self._waits = False
+            return True
+        super().write(piece[sent:])  # type: ignore[no-untyped-call]
+        return False
 
     def _ask(self) -> None:
         self._has_asked = True
@@ -295,8 +306,18 @@ class BurstConnection(Connection):
 
     def _failed(self, what: str) -> None:
         """As the reactor does with a connection that raises."""
-        _log.failure("A connection failed while it {what}", what=what)
-        self.connectionLost(Failure())
+        failure = Failure()
+        _log.failure("A connection failed while it {what}", failure, what=what)
+        self.lose(failure)
+
+    def lose(self, reason: Failure) -> None:
+        """It has ended; raises nothing, whatever its protocol makes of it."""
+        try:
+            self.stopReading()
+            self.stopWriting()
+            self.connectionLost(reason)
+        except BaseException:
+            _log.failure("A connection failed while it ended")
 
 
 class BurstServer(BurstConnection, Server):

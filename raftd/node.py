@@ -34,7 +34,7 @@ from raftd.core.messages import (
 from raftd.core.messages import Request as RPCRequest
 from raftd.core.quorum import has_quorum
 from raftd.core.raft import Raft, Random, Role
-from raftd.core.ready import Outgoing, Ready, Write
+from raftd.core.ready import Outgoing, Ready
 from raftd.core.settings import Settings
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import (
@@ -367,22 +367,26 @@ class Node:
         self._router.expire(now, self._why_not)
         if self._running:
             self._arm(now)
-            if ready.write is not None:
-                self._write(ready.write)
+            self._write(ready)
 
-    def _write(self, write: Write) -> None:
+    def _write(self, ready: Ready) -> None:
         """
-        Hand a write to storage; at the end of a turn, for there is one interpreter,
+        Hand the write to storage; at the end of a turn, for there is one interpreter,
         and the log's thread would only wait for it, or take it from this one.
         """
-        self._storage.write(
-            write.number, write.hard_state, write.entries, write.base, write.commit_index
-        )
+        write, ready.write = ready.write, None
+        if write is not None:
+            self._storage.write(
+                write.number, write.hard_state, write.entries, write.base, write.commit_index
+            )
 
     def _carry_out(self, ready: Ready) -> None:
         for outgoing in ready.messages:
             self._dispatch(outgoing)
         if ready.restore is not None:
+            # The log begins anew with it, which storage must know before it is
+            # compacted: at once, if that is how fast the snapshot is restored.
+            self._write(ready)
             self._snapshotter.restore(ready.restore)
         self._applier.add(ready.committed)
         for context, read_index in ready.reads:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from functools import lru_cache
 
 #: `fdatasync` where the system has it: like `fsync`, without the times of the inode.
 _flush = getattr(os, "fdatasync", os.fsync)
@@ -20,8 +21,13 @@ _flush = getattr(os, "fdatasync", os.fsync)
 #: For one call that writes and flushes; 0 where the system has none.
 _WRITE_THROUGH: int = getattr(os, "RWF_DSYNC", 0) if hasattr(os, "pwritev") else 0
 
-#: What a kernel says that does not know it.
-_UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS)
+#: File systems of which it is known that they then flush as `fdatasync` does.  A
+#: kernel takes the flag for every file system, and some never look at it: those
+#: of other hosts and processes (`9p`, `fuse`), which `fdatasync` alone reaches.
+_HONOURED_BY = frozenset({b"ext4", b"xfs"})
+
+#: What a kernel says that does not know it, or a sandbox that does not let it.
+_UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
 #: What the system says when a disk, or this user's share of it, is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,6 +42,10 @@ class Files:
     there; nothing else is durable when it returns.
     """
 
+    def __init__(self) -> None:
+        #: By descriptor: whether one call may write and flush.
+        self._writes_through: dict[int, bool] = {}
+
     # -- files ---------------------------------------------------------------
 
     def create(self, path: str) -> int:
@@ -47,6 +57,7 @@ class Files:
         return os.open(path, os.O_RDWR)
 
     def close(self, fd: int) -> None:
+        self._writes_through.pop(fd, None)
         os.close(fd)
 
     def size(self, fd: int) -> int:
@@ -101,13 +112,19 @@ class Files:
 
         If it has written a part, all of it is written again: the same bytes.
         """
-        if not _WRITE_THROUGH:
+        honoured = self._writes_through.get(fd)
+        if honoured is None:
+            device = os.fstat(fd).st_dev
+            honoured = _WRITE_THROUGH != 0 and _file_system(device) in _HONOURED_BY
+            self._writes_through[fd] = honoured
+        if not honoured:
             return False
         try:
             return os.pwritev(fd, (data,), offset, _WRITE_THROUGH) == len(data)
         except OSError as e:
             if e.errno not in _UNKNOWN:
                 raise
+            self._writes_through[fd] = False
             return False
 
     def flush(self, fd: int) -> None:
@@ -167,6 +184,21 @@ class Files:
     def is_writable(self, path: str) -> bool:
         """Whether files may be created in the directory."""
         return os.access(path, os.R_OK | os.W_OK | os.X_OK)
+
+
+@lru_cache(maxsize=16)
+def _file_system(device: int) -> bytes:
+    """The type of what is mounted from `device` (proc(5), mountinfo); empty if unknown."""
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    try:
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            for mount in mounts:
+                fields, _, source = mount.partition(b" - ")
+                if fields.split()[2] == number:
+                    return source.split()[0]
+    except (OSError, IndexError):
+        pass
+    return b""
 
 
 def remove_tree(files: Files, path: str) -> None:

@@ -10,6 +10,7 @@ steps that a crash may come between.  Each core is checked by
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -266,6 +267,8 @@ class Node:
         self.dirty = False
         #: Since the last `Ready`, nothing came but what wants none.
         self._is_calm = False
+        #: When `tick` was to be called, as of the last `Ready`.
+        self._due = math.inf
         self.sent: list[Outgoing] = []
         self.to_apply: deque[Entry] = deque()
         latest = self.disk.latest
@@ -309,6 +312,8 @@ class Node:
     def _step(self, wants_turn: bool = True) -> None:
         self.dirty = True
         self._is_calm = self._is_calm and not wants_turn
+        if self._is_calm:  # else the driver would not know
+            check(self.raft.next_deadline >= self._due, "what wants no turn is due no earlier")
         self._checker.check()
         check(self.raft.log.last_term <= self.raft.term, "no entry of a term to come")
         if self.raft.role is Role.LEADER:
@@ -405,6 +410,7 @@ class Node:
         self.pieces += ready.pieces
         self._step()
         self.dirty, self._is_calm = False, True
+        self._due = self.raft.next_deadline
 
     def _check_promise(self, message: Message, to: MemberId) -> None:
         """What a message says about its sender is on the sender's disk when it leaves."""

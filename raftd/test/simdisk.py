@@ -53,6 +53,11 @@ class Inode:
             _put(self.durable, data, offset)
         self.pending.clear()
 
+    def flush_last(self) -> None:
+        """The last write reaches the disk, and nothing else does."""
+        offset, data = self.pending.pop()
+        _put(self.durable, data, offset)
+
     def pending_sectors(self) -> list[tuple[int, bytes]]:
         """The unflushed writes cut up as a disk may do them, in any order."""
         sectors = []
@@ -319,21 +324,27 @@ class SimulatedDisk(Files):
         inode.write(bytes(data), offset)
 
     def write_and_flush(self, fd: int, data: bytes | bytearray, offset: int) -> None:
-        """As on a system that has no call for both: there is more that can go wrong."""
+        """
+        Two steps, as on a system that has no call for both, for more can go wrong
+        then; and no other write is durable, as on one that has.
+        """
         self.write(fd, data, offset)
-        self.flush(fd)
+        self._flush(fd, Inode.flush_last)
 
     def reserve(self, fd: int, length: int) -> None:
         """As on a system that cannot tell."""
 
     def flush(self, fd: int) -> None:
+        self._flush(fd, Inode.flush)
+
+    def _flush(self, fd: int, make_durable: Callable[[Inode], None]) -> None:
         inode = self._open[fd]
         try:
             self._note("flush", inode.path)
         except OSError:
             inode.pending.clear()
             raise
-        inode.flush()
+        make_durable(inode)
 
     def names(self, path: str) -> list[str]:
         return sorted(self.folder(path).cache)

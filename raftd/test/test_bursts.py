@@ -52,6 +52,7 @@ class Talker(Protocol):
     lost = ""
     received = b""
     on_data: Callable[[], None] | None = None
+    fails_at_the_end = False
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
@@ -60,16 +61,26 @@ class Talker(Protocol):
 
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         self.lost = reason.value.__class__.__name__
+        if self.fails_at_the_end:
+            raise ZeroDivisionError("at the end")
+
+
+def fail() -> None:
+    raise ValueError("no")
 
 
 class Producer:
-    """Is told when there is room again, and may not like it."""
+    """Is told when there is room or none, and may not like it."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: bool = False, fails_to_pause: bool = False) -> None:
         self.resumed = 0
         self._fails = fails
+        self._fails_to_pause = fails_to_pause
 
-    def pauseProducing(self) -> None: ...
+    def pauseProducing(self) -> None:
+        if self._fails_to_pause:
+            raise ValueError("no")
+
     def stopProducing(self) -> None: ...
 
     def resumeProducing(self) -> None:
@@ -167,10 +178,6 @@ class ReadingTests(Connected):
         bad, to_bad = self.connect()
         good, to_good = self.connect()
         protocol = bad.protocol
-
-        def fail() -> None:
-            raise ValueError("no")
-
         protocol.on_data = fail
         to_bad.send(b"x")
         to_good.send(b"arrives")
@@ -198,6 +205,103 @@ class ReadingTests(Connected):
         self.burst.connectionLost(Failure(ConnectionError()))
         self.assertEqual([p.lost for p in protocols], ["ConnectionError"] * 2)
         self.assertEqual(self.reactor.readers, set())
+
+    def test_all_end_with_the_reactor_though_one_raises(self) -> None:
+        connections = [self.connect() for _ in range(3)]
+        protocols = [server.protocol for server, _ in connections]
+        for protocol in protocols:
+            protocol.fails_at_the_end = True
+        self.burst.connectionLost(Failure(ConnectionError()))
+        self.assertEqual([p.lost for p in protocols], ["ConnectionError"] * 3)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
+
+
+class RaisingTests(Connected):
+    """Whoever raises, what others have asked for is done, and what they wrote is sent."""
+
+    def assert_goes_on(self) -> None:
+        """Neither a turn nor what is written is forgotten, though nobody sends any more."""
+        server, there = self.connect()
+        self.burst.soon(partial(server.write, b"acted "))
+        self.turn()
+        self.assertEqual(self.received(there), b"acted ")
+        server.write(b"written")
+        self.turn()
+        self.assertEqual(self.received(there), b"written")
+
+    def test_one_that_raises_to_the_end_while_it_reads(self) -> None:
+        bad, to_bad = self.connect()
+        good, to_good = self.connect()
+        bad.protocol.on_data = fail
+        bad.protocol.fails_at_the_end = True
+        good.protocol.on_data = partial(self.burst.soon, partial(good.write, b"acted"))
+        for there in (to_bad, to_good):
+            there.send(b"x")
+        self.poll()
+        self.assertEqual(self.received(to_good), b"acted")
+        self.assert_goes_on()
+        self.assertEqual(len(self.flushLoggedErrors(ValueError, ZeroDivisionError)), 2)
+
+    def test_one_that_raises_to_the_end_while_it_sends(self) -> None:
+        bad, _ = self.connect()
+        good, there = self.connect()
+        bad.protocol.fails_at_the_end = True
+        bad.registerProducer(Producer(fails=True), True)
+        bad.write(b"x" * (bad.bufferSize + 1))
+        good.write(b"arrives")
+        self.turn()
+        self.assertEqual(self.received(there), b"arrives")
+        self.assert_goes_on()
+        self.assertEqual(len(self.flushLoggedErrors(ValueError, ZeroDivisionError)), 2)
+
+    def test_one_that_the_reactor_does_not_take(self) -> None:
+        """It is lost; it can neither be read nor be left where it comes again and again."""
+        server, there = self.connect()
+        good, to_good = self.connect()
+        protocol = server.protocol
+        self.patch(self.reactor, "addReader", lambda reader: fail())
+        there.close()
+        to_good.send(b"arrives")
+        self.poll()
+        self.assertEqual(protocol.lost, "ValueError")
+        self.assertEqual(good.protocol.received, b"arrives")
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_an_act_that_raises(self) -> None:
+        server, there = self.connect()
+
+        def ask() -> None:
+            self.burst.soon(fail)
+            self.burst.soon(partial(server.write, b"acted"))
+
+        server.protocol.on_data = ask
+        there.send(b"x")
+        self.poll()
+        self.assertEqual(self.received(there), b"acted")
+        self.burst.soon(fail)
+        self.turn()
+        self.assert_goes_on()
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
+    def test_a_poll_that_raises(self) -> None:
+        self.connect()
+        epoll, self.burst._epoll = self.burst._epoll, select.epoll()
+        self.burst._epoll.close()
+        self.assertRaises(ValueError, self.burst.doRead)
+        self.burst._epoll = epoll
+        self.assert_goes_on()
+
+    def test_what_is_sent_at_once_by_one_that_raises(self) -> None:
+        """A producer that does not like to pause: what was written goes its way."""
+        server, there = self.connect()
+        server.sends_at_once = True
+        server.registerProducer(Producer(fails_to_pause=True), True)
+        data = b"x" * (server.bufferSize + 1)
+        self.assertRaises(ValueError, server.write, data)
+        self.turn()
+        self.assertEqual(self.received(there), data)
+        server.write(b"and on")
+        self.assertEqual(self.received(there), b"and on")
 
 
 class OrderTests(Connected):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
@@ -32,12 +32,13 @@ from raftd.core.messages import Request as RPCRequest
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import OutcomeUnknown, RaftdError
 from raftd.events import Event, SnapshotRestored, SnapshotTaken
-from raftd.interfaces import IRestore
+from raftd.interfaces import IRestore, IStateMachine
 from raftd.memory_network import SNAPSHOT_TIMEOUT_S, MemoryPeer
 from raftd.slices import Unframer, frame
 from raftd.snapshotting import Snapshotter
 from raftd.statemachine import SimpleStateMachine
 from raftd.storage import snapshots
+from raftd.storage.snapshot_files import Scan
 from raftd.storage.snapshot_format import SnapshotEncoder
 from raftd.storage.snapshot_reader import SnapshotReader
 from raftd.storage.snapshots import SnapshotStore, SnapshotWriter
@@ -307,6 +308,31 @@ class CatchUpTests(SnapshotCase):
         self.assertEqual(
             [m.member.name for m in cluster.nodes["n4"].status().members],
             ["n1", "n2", "n3", "n4"],
+        )
+
+    def test_restored_at_once(self) -> None:
+        """
+        A store may restore within the call, before the turn ends in which the log
+        begins anew: storage hears of that before it is told what may go.
+        """
+
+        def restore(reader: SnapshotReader, machine: IStateMachine) -> Deferred[None]:
+            state = machine.restore()
+            scan = Scan(reader._files, reader._descriptor(), reader.key)
+            while (blocks := scan.step(1 << 20)) is not None:
+                for block in blocks:
+                    state.write(block)
+            state.finish()
+            return succeed(None)
+
+        cluster, leader, behind, _ = self.lags()
+        self.patch(SnapshotReader, "restore", restore)
+        cluster.restart(behind)
+        found = self.restored(cluster, behind)
+        cluster.await_agreement()
+        self.assertEqual(len(found), 1)
+        self.assertEqual(
+            cluster.machines[behind].operations, cluster.machines[leader].operations
         )
 
 

@@ -6,6 +6,7 @@ every step, recovers; nothing acknowledged is lost, nothing is invented.
 from __future__ import annotations
 
 import errno
+import posixpath
 import random
 from collections.abc import Callable
 
@@ -259,6 +260,23 @@ class CrashTests(SynchronousTestCase):
         torn.before = judge
         self.assertEqual(recovered(torn), state)
         self.assertGreater(count, 10)
+
+
+class DiskTests(SynchronousTestCase):
+    def test_50_a_frame_makes_nothing_else_durable(self) -> None:
+        """
+        What writes and flushes in one call may do so with its own bytes alone:
+        whoever relies on it for others is found out by all tests on this disk.
+        """
+        disk = new_disk()
+        fd = disk.create(f"{PATH}.file")
+        disk.flush_directory(posixpath.dirname(PATH))
+        disk.write(fd, b"other", 0)
+        disk.write_and_flush(fd, b"frame", SECTOR)
+        self.assertEqual(disk.read(fd, 5, 0), b"other")
+        left = disk.power_failure()
+        fd = left.open(f"{PATH}.file")
+        self.assertEqual(left.read(fd, 1 << 10, 0), bytes(SECTOR) + b"frame")
 
 
 class FailureTests(SynchronousTestCase):

@@ -213,13 +213,13 @@ class FailingTests(SynchronousTestCase):
         self.noticed("linearizable read, 64 clients", "messages")
 
     def test_a_flush_more(self) -> None:
-        flush = Disk.flush
+        write_and_flush = Disk.write_and_flush
 
-        def flush_twice(self: Disk, fd: int) -> None:
-            flush(self, fd)
-            flush(self, fd)
+        def flush_twice(self: Disk, fd: int, data: bytes, offset: int) -> None:
+            write_and_flush(self, fd, data, offset)
+            self.flush(fd)
 
-        self.patch(Disk, "flush", flush_twice)
+        self.patch(Disk, "write_and_flush", flush_twice)
         for clients in ("1 client", "16 clients", "64 clients"):
             self.noticed(f"write, {clients}", "flushes")
 

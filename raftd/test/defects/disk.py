@@ -343,9 +343,11 @@ DISK = (
         "answered-when-queued",
         "The driver reports a write as durable when it hands it to storage.",
         "node.py",
-        "        if ready.restore is not None:\n            self._snapshotter.restore",
-        "            self._raft.persisted(write.number, self._clock.seconds())\n"
-        "        if ready.restore is not None:\n            self._snapshotter.restore",
+        "                write.number, write.hard_state, write.entries, write.base, "
+        "write.commit_index\n            )\n",
+        "                write.number, write.hard_state, write.entries, write.base, "
+        "write.commit_index\n            )\n"
+        "            self._raft.persisted(write.number, self._clock.seconds())\n",
     ),
     Defect(
         51,

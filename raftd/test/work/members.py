@@ -109,6 +109,10 @@ class Disk(SimulatedDisk):
         self._tally.disk_bytes += len(data)
         super().write(fd, data, offset)
 
+    def write_and_flush(self, fd: int, data: bytes | bytearray, offset: int) -> None:
+        self._tally.flushes += 1
+        super().write_and_flush(fd, data, offset)
+
     def flush(self, fd: int) -> None:
         self._tally.flushes += 1
         super().flush(fd)
