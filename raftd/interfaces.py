@@ -189,6 +189,10 @@ class ISnapshotStore(Interface):
     """
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
+    is_damaged: bool = Attribute(
+        "Whether the newest was found damaged by who read it, to send it.  It is not "
+        "opened to be sent any more, and remains only until the next one is durable."
+    )
 
     def recover(
         machine: IStateMachine,
@@ -271,7 +275,13 @@ class ISnapshotReader(Interface):
     size: int = Attribute("The length of the file in bytes.")
 
     def read(offset: int, size: int) -> Deferred[bytes]:
-        """At most `size` bytes of the file, for sending it; fewer only at its end."""
+        """
+        At most `size` bytes of the file, for sending it; fewer only at its end.
+
+        They are checked, with all before them: `SnapshotDamaged` names the
+        first that is not what was written, and the store knows it then.  Who
+        reads from the beginning again has all of it checked again.
+        """
 
     def restore(machine: IStateMachine) -> Deferred[None]:
         """
