@@ -190,8 +190,8 @@ class ISnapshotStore(Interface):
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
     is_damaged: bool = Attribute(
-        "Whether the newest was found damaged by who read it, to send it.  It is not "
-        "opened to be sent any more, and remains only until the next one is durable."
+        "Whether the newest was found damaged by who read it, to send it.  It cannot "
+        "be opened to be sent any more, and goes when another one is durable."
     )
 
     def recover(
@@ -278,9 +278,9 @@ class ISnapshotReader(Interface):
         """
         At most `size` bytes of the file, for sending it; fewer only at its end.
 
-        They are checked, with all before them: `SnapshotDamaged` names the
-        first that is not what was written, and the store knows it then.  Who
-        reads from the beginning again has all of it checked again.
+        They are checked, with all before them.  `SnapshotDamaged` says where
+        the file is not what was written, or that it cannot be read; the store
+        knows it then.  Who begins again has all of it checked again.
         """
 
     def restore(machine: IStateMachine) -> Deferred[None]:

@@ -124,18 +124,20 @@ class SnapshotReader:
 
     def _checked(self, offset: int, size: int, begins: bool) -> bytes | None:
         """What is asked for if it is checked by now; else None, and a step is done."""
-        if self._scan is None or begins:
-            self._scan = Scan(self._files, self._descriptor(), self.key)
-        scan, end = self._scan, min(offset + size, self.size)
         try:
+            if self._scan is None or begins:
+                self._scan = Scan(self._files, self._descriptor(), self.key)
+            scan, end = self._scan, min(offset + size, self.size)
             is_over = scan.checked < end and scan.step(STEP_BYTES) is None
+            if scan.checked < end and not is_over:
+                return None
+            return self._files.read(self._descriptor(), size, offset)
         except Damage as e:
             raise SnapshotDamaged(
                 f"{self._path} is damaged at offset {e.offset}: {e.reason}."
             ) from e
-        if scan.checked < end and not is_over:
-            return None
-        return self._files.read(self._descriptor(), size, offset)
+        except OSError as e:
+            raise SnapshotDamaged(f"{self._path} could not be read: {e}.") from e
 
     def _guarded(self, job: Callable[[], T]) -> T:
         """Errors as a person can use them."""
