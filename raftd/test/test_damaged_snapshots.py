@@ -290,6 +290,11 @@ class StoreTests(SynchronousTestCase):
         self.rig.take(20, STATE)
         self.inode = self.rig.disk.inode(path_of(20))
 
+    def restart(self) -> None:
+        self.rig = StoreRig(self.rig.disk.killed()).recover()
+        self.store = self.rig.store
+        self.inode = self.rig.disk.inode(path_of(20))
+
     def find_damage(self) -> None:
         """Flip a bit, and read it."""
         self.inode.flipped[900] = 4
@@ -350,7 +355,9 @@ class StoreTests(SynchronousTestCase):
         """At each step: there is a sound one, or the damaged one in its place."""
         for index in (20, 25):
             self.setUp()
+            self.restart()
             self.find_damage()
+            self.assertEqual(self.rig.names(), [path_of(i)[-50:] for i in (10, 20)])
             seen: list[bool] = []
 
             def look(operation: Operation, seen: list[bool] = seen) -> None:
