@@ -150,11 +150,11 @@ class Draft:
         key: Key,
         suffix: str,
         *,
-        replaces: bool = False,
+        replaces: Key | None = None,
     ) -> None:
         """
-        Its name, made of `key` and `suffix`, is no other draft's.  `replaces`:
-        the file that has its final name already is damaged.
+        Its name, made of `key` and `suffix`, is no other draft's.  `replaces`
+        is the newest snapshot if that was known to be damaged by now.
         """
         self.replaces = replaces
         self._directory = directory
@@ -197,7 +197,7 @@ class Draft:
             self._directory.check()
             self._files.flush(self._descriptor())
             # The same snapshot may have come from elsewhere meanwhile.
-            if self._files.exists(final) and not self.replaces:
+            if self._files.exists(final) and self.replaces != self.key:
                 self.discard()
                 return self._length(final)
             self._files.rename(self.path, final)

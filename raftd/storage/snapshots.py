@@ -270,7 +270,7 @@ class SnapshotStore:
         # One of the same name may still be at work, being checked.
         while any(draft.path == self._directory.file(key, suffix) for draft in self._drafts):
             suffix = "again." + suffix
-        replaces = any(kept.key == key and kept.is_damaged for kept in self._kept)
+        replaces = _key(self.latest) if self.is_damaged and self.latest else None
         draft = Draft(self._directory, key, suffix, replaces=replaces)
         self._drafts.add(draft)
         return draft
@@ -280,16 +280,28 @@ class SnapshotStore:
         self.ended(draft)
         self._finished_last = draft.key
         for kept in self._kept:
-            if kept.key == draft.key and not draft.replaces:
+            if kept.key == draft.key != draft.replaces:
                 kept.metadata, kept.size = metadata, size
                 return
         # A reader of the one that is replaced may yet find damage: in that, not in this.
         self._kept = [kept for kept in self._kept if kept.key != draft.key]
         self._kept.append(_Kept(draft.key, metadata, size))
         self._kept.sort(key=lambda kept: kept.key)
-        self.latest = [kept for kept in self._kept if not kept.is_damaged][-1].metadata
-        self.is_damaged = False
+        if not self.is_damaged or self._takes_place(draft):
+            self.latest = [kept for kept in self._kept if not kept.is_damaged][-1].metadata
+            self.is_damaged = False
         self._remove_surplus()
+
+    def _takes_place(self, draft: Draft) -> bool:
+        """
+        Whether a finished draft is as good as the newest, which is damaged.
+
+        One that ends earlier and was begun before that was known is not: the
+        log may begin behind the damaged one by now.
+        """
+        assert self.latest is not None
+        newest = _key(self.latest)
+        return draft.key >= newest or draft.replaces == newest
 
     def ended(self, draft: Draft) -> None:
         """Nobody works on the draft any more: it was kept, or it is gone."""

@@ -413,7 +413,14 @@ class StoreTests(SynchronousTestCase):
 
     def test_one_ahead_of_the_state_gives_way_to_an_older(self) -> None:
         """It came in another term, and was never installed: the present state is behind it."""
+        before = self.rig.begin(13, NEWER)
         self.find_damage()
+        # Begun when nobody knew: the damaged one may have been installed since, and the
+        # log begin behind it.
+        self.rig.result(before.finish())
+        self.rig.run()
+        self.assertEqual((self.store.latest, self.store.is_damaged), (metadata(20), True))
+        self.assertIn(path_of(20), self.rig.disk.contents())
         self.rig.take(15, NEWER)
         self.assertEqual((self.store.latest, self.store.is_damaged), (metadata(15), False))
         self.rig.run()
