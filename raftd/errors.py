@@ -341,7 +341,10 @@ class Removed(Fatal):
 
 
 class SnapshotDamaged(RaftdError):
-    """A snapshot that was received is not what a node writes; it is sent again."""
+    """
+    A snapshot is not what a node writes: one that was received, which is sent
+    again, or one of this node's own, in whose place a new one is taken.
+    """
 
     code = "snapshot_damaged"
 

@@ -189,6 +189,10 @@ class ISnapshotStore(Interface):
     """
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
+    is_damaged: bool = Attribute(
+        "Whether the newest was found damaged by who read it, to send it.  It cannot "
+        "be opened to be sent any more, and goes when another one is durable."
+    )
 
     def recover(
         machine: IStateMachine,
@@ -271,7 +275,13 @@ class ISnapshotReader(Interface):
     size: int = Attribute("The length of the file in bytes.")
 
     def read(offset: int, size: int) -> Deferred[bytes]:
-        """At most `size` bytes of the file, for sending it; fewer only at its end."""
+        """
+        At most `size` bytes of the file, for sending it; fewer only at its end.
+
+        They are checked, with all before them.  `SnapshotDamaged` says where
+        the file is not what was written, or that it cannot be read; the store
+        knows it then.  Who begins again has all of it checked again.
+        """
 
     def restore(machine: IStateMachine) -> Deferred[None]:
         """

@@ -43,6 +43,9 @@ DEFAULT_THRESHOLD_BYTES = 64 << 20
 #: When it is tried again after one that could not be written, as on a full disk:
 #: the next one gives the room of the log back, so it must not wait for more writes.
 TAKE_RETRY_S = 30.0
+#: How long at least between two that take the place of damaged ones: on a disk
+#: that damages whatever it is given, they are all there would be.
+REPLACE_RETRY_S = 30.0
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time.
@@ -98,7 +101,7 @@ class Snapshotter:
         self._bytes_since = 0
         self._last_size = 0
         self._taking = False
-        self._take_not_before = -math.inf
+        self._take_not_before = self._replace_not_before = -math.inf
         #: What is to be restored, and what is being restored.
         self._to_restore: ISnapshotReader | None = None
         self._restoring: ISnapshotReader | None = None
@@ -130,18 +133,28 @@ class Snapshotter:
         self._bytes_since += len(entry.data) + ENTRY_OVERHEAD_BYTES
 
     def take_if_due(self) -> None:
-        """Begin to take a snapshot if the log has grown enough."""
+        """
+        Begin to take a snapshot if the log has grown enough, or in place of a
+        newest one that is damaged: what that holds is nowhere else but in memory.
+        """
+        has_grown = (
+            self._bytes_since >= self._threshold_bytes and self._bytes_since >= self._last_size
+        )
         if (
-            self._bytes_since >= self._threshold_bytes
-            and self._bytes_since >= self._last_size
+            (has_grown or (self._store.is_damaged and self._may_replace()))
             and not self._taking
             and not self._stopped
             and self._applier.is_between_entries
             and self._clock.seconds() >= self._take_not_before
         ):
             self._taking = True
+            if self._store.is_damaged:
+                self._replace_not_before = self._clock.seconds() + REPLACE_RETRY_S
             taken = Deferred.fromCoroutine(self._take())
             taken.addErrback(self._ended)
+
+    def _may_replace(self) -> bool:
+        return self._clock.seconds() >= self._replace_not_before
 
     async def _take(self) -> None:
         index = self._applier.applied_index
@@ -185,7 +198,8 @@ class Snapshotter:
         """Send the newest snapshot to a member that needs one, unless that goes on already."""
         if member_id in self._sending:
             return
-        if peer is None or self._store.latest is None:
+        if peer is None or self._store.latest is None or self._store.is_damaged:
+            # It is asked for again; one that is damaged is being replaced.
             self._raft.unreachable(member_id)
             return
         self._sending.add(member_id)

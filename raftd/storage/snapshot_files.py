@@ -144,8 +144,19 @@ class Draft:
     is gone after any failure.
     """
 
-    def __init__(self, directory: SnapshotDirectory, key: Key, suffix: str) -> None:
-        """Its name, made of `key` and `suffix`, is no other draft's."""
+    def __init__(
+        self,
+        directory: SnapshotDirectory,
+        key: Key,
+        suffix: str,
+        *,
+        replaces: Key | None = None,
+    ) -> None:
+        """
+        Its name, made of `key` and `suffix`, is no other draft's.  `replaces`
+        is the newest snapshot if that was known to be damaged by now.
+        """
+        self.replaces = replaces
         self._directory = directory
         self._files = directory.files
         self.key = key
@@ -186,7 +197,7 @@ class Draft:
             self._directory.check()
             self._files.flush(self._descriptor())
             # The same snapshot may have come from elsewhere meanwhile.
-            if self._files.exists(final):
+            if self._files.exists(final) and self.replaces != self.key:
                 self.discard()
                 return self._length(final)
             self._files.rename(self.path, final)
@@ -268,6 +279,11 @@ class Scan:
             blocks += self._decoder.feed(data)
             self._check_key()
         return blocks
+
+    @property
+    def checked(self) -> int:
+        """How many bytes, from the beginning on, have been found right."""
+        return self._decoder.offset
 
     @property
     def metadata(self) -> SnapshotMetadata:

@@ -12,7 +12,13 @@ from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
 from raftd.core.snapshot import SnapshotMetadata
-from raftd.errors import DirectoryDamaged, InvariantViolated, Stopped, StorageFailed
+from raftd.errors import (
+    DirectoryDamaged,
+    InvariantViolated,
+    SnapshotDamaged,
+    Stopped,
+    StorageFailed,
+)
 from raftd.interfaces import IRestore, ISnapshotReader, IStateMachine
 from raftd.storage.files import Files
 from raftd.storage.frames import Damage
@@ -47,6 +53,7 @@ class SnapshotReader:
         reactor: Reactor,
         thread: SnapshotThread,
         on_close: Callable[[SnapshotReader], None],
+        on_damage: Callable[[SnapshotDamaged], None],
     ) -> None:
         self.metadata = metadata
         self.size = size
@@ -56,14 +63,28 @@ class SnapshotReader:
         self._reactor = reactor
         self._thread = thread
         self._on_close = on_close
+        self._on_damage = on_damage
         self._is_closed = False
-        # Only the thread uses it.
+        # Only the thread uses these.
         self._fd: int | None = None
+        #: What has been checked of what is sent.
+        self._scan: Scan | None = None
 
     def read(self, offset: int, size: int) -> Deferred[bytes]:
         if size > MAX_READ_BYTES:
             raise InvariantViolated(f"{size} bytes of a snapshot were asked for at once")
-        return self._call(lambda: self._files.read(self._descriptor(), size, offset))
+        return Deferred.fromCoroutine(self._read(offset, size))
+
+    async def _read(self, offset: int, size: int) -> bytes:
+        try:
+            # Whoever begins again may have been sent what has changed since it was checked.
+            data = await self._call(partial(self._checked, offset, size, not offset))
+            while data is None:
+                data = await self._call(partial(self._checked, offset, size, False))
+        except SnapshotDamaged as e:
+            self._on_damage(e)
+            raise
+        return data
 
     def restore(self, machine: IStateMachine) -> Deferred[None]:
         return Deferred.fromCoroutine(self._restore(machine))
@@ -100,6 +121,23 @@ class SnapshotReader:
         return self._thread.call(partial(self._guarded, job))
 
     # -- the thread ----------------------------------------------------------
+
+    def _checked(self, offset: int, size: int, begins: bool) -> bytes | None:
+        """What is asked for if it is checked by now; else None, and a step is done."""
+        try:
+            if self._scan is None or begins:
+                self._scan = Scan(self._files, self._descriptor(), self.key)
+            scan, end = self._scan, min(offset + size, self.size)
+            is_over = scan.checked < end and scan.step(STEP_BYTES) is None
+            if scan.checked < end and not is_over:
+                return None
+            return self._files.read(self._descriptor(), size, offset)
+        except Damage as e:
+            raise SnapshotDamaged(
+                f"{self._path} is damaged at offset {e.offset}: {e.reason}."
+            ) from e
+        except OSError as e:
+            raise SnapshotDamaged(f"{self._path} could not be read: {e}.") from e
 
     def _guarded(self, job: Callable[[], T]) -> T:
         """Errors as a person can use them."""

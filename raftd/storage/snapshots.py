@@ -62,6 +62,8 @@ class _Kept(msgspec.Struct, eq=False):
     #: None for one that was only kept, and never read, since the start.
     metadata: SnapshotMetadata | None
     size: int
+    #: It was found so by who read it.
+    is_damaged: bool = False
 
 
 @implementer(ISnapshotStore)
@@ -69,8 +71,12 @@ class SnapshotStore:
     """
     See `ISnapshotStore`.  Several stores, each in its directory, share a process.
 
-    Invariant: `_kept` has every whole snapshot but those that are about to be
-    removed, oldest first, and `latest` is what the last one holds.
+    Invariants:
+
+    - `_kept` has every whole snapshot but those that are about to be removed,
+      oldest first
+    - `latest` is what the last one holds of those that are not damaged; but
+      while `is_damaged`, that of the damaged one, for none has taken its place
     """
 
     _log = Logger()
@@ -85,6 +91,7 @@ class SnapshotStore:
     ) -> None:
         """The store in the directory `path`, which need not exist; nothing happens yet."""
         self.latest: SnapshotMetadata | None = None
+        self.is_damaged = False
         self._reactor = reactor
         self._files = files or Files()
         self._directory = SnapshotDirectory(self._files, path)
@@ -207,7 +214,7 @@ class SnapshotStore:
     def receive(self, last_included_index: int, last_included_term: int) -> ISnapshotReceiver:
         self._check_open()
         key = last_included_index, last_included_term
-        if self.latest is not None and _key(self.latest) == key:
+        if self.latest is not None and _key(self.latest) == key and not self.is_damaged:
             return _HeldAlready(self.latest)
         receiver = self._receiver
         if receiver is not None:
@@ -219,9 +226,12 @@ class SnapshotStore:
 
     def open(self, metadata: SnapshotMetadata | None = None) -> SnapshotReader:
         self._check_open()
+        wanted = metadata
+        if metadata is None and not self.is_damaged:
+            wanted = self.latest
         # That of the newest is always known, and of all that have arrived.
-        found = [kept for kept in self._kept if metadata is None or kept.metadata == metadata]
-        if not found or found[-1].metadata is None:
+        found = [kept for kept in self._kept if kept.metadata == wanted]
+        if not found or wanted is None:
             raise InvariantViolated("there is no such snapshot to read")
         kept = found[-1]
         assert kept.metadata is not None
@@ -234,6 +244,7 @@ class SnapshotStore:
             reactor=self._reactor,
             thread=self.thread,
             on_close=self._released,
+            on_damage=partial(self._found_damaged, kept),
         )
         self._readers.add(reader)
         return reader
@@ -259,7 +270,8 @@ class SnapshotStore:
         # One of the same name may still be at work, being checked.
         while any(draft.path == self._directory.file(key, suffix) for draft in self._drafts):
             suffix = "again." + suffix
-        draft = Draft(self._directory, key, suffix)
+        replaces = _key(self.latest) if self.is_damaged and self.latest else None
+        draft = Draft(self._directory, key, suffix, replaces=replaces)
         self._drafts.add(draft)
         return draft
 
@@ -268,13 +280,28 @@ class SnapshotStore:
         self.ended(draft)
         self._finished_last = draft.key
         for kept in self._kept:
-            if kept.key == draft.key:
+            if kept.key == draft.key != draft.replaces:
                 kept.metadata, kept.size = metadata, size
                 return
+        # A reader of the one that is replaced may yet find damage: in that, not in this.
+        self._kept = [kept for kept in self._kept if kept.key != draft.key]
         self._kept.append(_Kept(draft.key, metadata, size))
         self._kept.sort(key=lambda kept: kept.key)
-        self.latest = self._kept[-1].metadata
+        if not self.is_damaged or self._takes_place(draft):
+            self.latest = [kept for kept in self._kept if not kept.is_damaged][-1].metadata
+            self.is_damaged = False
         self._remove_surplus()
+
+    def _takes_place(self, draft: Draft) -> bool:
+        """
+        Whether a finished draft is as good as the newest, which is damaged.
+
+        One that ends earlier and was begun before that was known is not: the
+        log may begin behind the damaged one by now.
+        """
+        assert self.latest is not None
+        newest = _key(self.latest)
+        return draft.key >= newest or draft.replaces == newest
 
     def ended(self, draft: Draft) -> None:
         """Nobody works on the draft any more: it was kept, or it is gone."""
@@ -289,6 +316,19 @@ class SnapshotStore:
         self.ended(draft)
         ignore(self.thread.call(draft.discard))
 
+    def _found_damaged(self, kept: _Kept, reason: SnapshotDamaged) -> None:
+        """By who read it, to send it; nobody else looks before the next start."""
+        if kept.is_damaged:
+            return
+        kept.is_damaged = True
+        if kept in self._kept and kept.metadata == self.latest:
+            self.is_damaged = True
+        self._log.critical(
+            "{reason} It is not sent. What it held is in memory as well, and no harm is done: "
+            "a snapshot of the present state takes its place. Look at the disk.",
+            reason=str(reason),
+        )
+
     def _released(self, reader: SnapshotReader) -> None:
         self._readers.discard(reader)
         if not self._is_closed:
@@ -297,7 +337,10 @@ class SnapshotStore:
     def _take_surplus(self) -> list[_Kept]:
         read: set[Key | None] = {reader.key for reader in self._readers}
         read.add(self._finished_last)
-        surplus = [kept for kept in self._kept[:-KEPT_SNAPSHOTS] if kept.key not in read]
+        if self.is_damaged and self.latest is not None:
+            read.add(_key(self.latest))  # none has taken its place yet
+        sound = [kept for kept in self._kept if not kept.is_damaged][-KEPT_SNAPSHOTS:]
+        surplus = [kept for kept in self._kept if kept not in sound and kept.key not in read]
         self._kept = [kept for kept in self._kept if kept not in surplus]
         return surplus
 

@@ -16,7 +16,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.log import Log
 from raftd.core.messages import Entry, HardState
-from raftd.errors import DirectoryDamaged, InvariantViolated, RaftdError, StorageFailed
+from raftd.errors import (
+    DirectoryDamaged,
+    InvariantViolated,
+    RaftdError,
+    SnapshotDamaged,
+    StorageFailed,
+)
 from raftd.test.logrig import create_rig, entries, entry, open_rig
 from raftd.test.simdisk import Operation, SimulatedDisk, fail_on
 from raftd.test.snapshotrig import (
@@ -264,7 +270,13 @@ class FailureTests(SynchronousTestCase):
             raise OSError(errno.EIO, "Input/output error")
 
         self.patch(self.rig.disk, "read", fail)
-        self.assertIn(f"{path_of(10)} could not be read", self.refused(reader.read(0, 10)))
+        restored = reader.restore(self.rig.machine)
+        self.assertIn(f"{path_of(10)} could not be read", self.refused(restored))
+        # It is as good as damaged: the state is in memory as well, to be written again.
+        error = self.rig.error(reader.read(0, 10))
+        self.assertIsInstance(error, SnapshotDamaged)
+        self.assertIn(f"{path_of(10)} could not be read", str(error))
+        self.assertTrue(self.rig.store.is_damaged)
         with self.assertRaises(StorageFailed) as caught:
             found(self.rig.disk)
         self.assertIn(f"{path_of(10)} could not be read", str(caught.exception))

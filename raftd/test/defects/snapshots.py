@@ -1,14 +1,15 @@
-"""Defects of snapshots: pitfalls 41 to 45."""
+"""Defects of snapshots: pitfalls 41 to 45, and files that are damaged while a node runs."""
 
 from __future__ import annotations
 
-from raftd.test.defects.defect import Defect
+from raftd.test.defects.defect import NO_PITFALL, Defect
 
 RAFT, LEADER, LOG = "core/raft.py", "core/leader.py", "core/log.py"
-SNAPSHOTTING, STORE, FILES = (
+SNAPSHOTTING, STORE, FILES, READER = (
     "snapshotting.py",
     "storage/snapshots.py",
     "storage/snapshot_files.py",
+    "storage/snapshot_reader.py",
 )
 
 SNAPSHOTS = (
@@ -308,5 +309,68 @@ SNAPSHOTS = (
         "storage/snapshot_reader.py",
         "                if reactor.seconds() >= until:\n",
         "                if reactor.seconds() < 0:\n",
+    ),
+    Defect(
+        NO_PITFALL,
+        "damaged-snapshot-is-tried-for-ever",
+        "Nobody hears that the snapshot to be sent is damaged, and none takes its place.",
+        READER,
+        "            self._on_damage(e)\n",
+        "",
+        also=("test_learner_of_an_idle_cluster_catches_up",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "damaged-snapshot-is-sent",
+        "A snapshot is sent as it is read, whatever its checksums say.",
+        READER,
+        "            if scan.checked < end and not is_over:\n",
+        "            if scan.size < end and not is_over:\n",
+        also=("test_every_flipped_bit_is_found_before_it_is_handed_out",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "sent-again-as-it-was-checked-before",
+        "What a receiver has refused is sent again without a look at it.",
+        READER,
+        "self._checked, offset, size, not offset)",
+        "self._checked, offset, size, False)",
+        also=("test_changed_after_it_was_checked",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "damaged-snapshot-keeps-its-name",
+        "A new snapshot of the same entry gives way to the damaged one.",
+        FILES,
+        "if self._files.exists(final) and self.replaces != self.key:",
+        "if self._files.exists(final):",
+        also=("test_snapshot_of_the_very_same_entry_takes_its_place",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "damaged-snapshot-goes-first",
+        "A damaged snapshot is removed before another one is durable.",
+        STORE,
+        "            read.add(_key(self.latest))  # none has taken its place yet\n",
+        "            pass\n",
+        also=("test_remains_until_another_is_durable", "test_while_the_disk_is_full"),
+    ),
+    Defect(
+        NO_PITFALL,
+        "damaged-snapshot-gives-way-to-what-was-under-way",
+        "A snapshot from before the log's beginning takes the place of a damaged one.",
+        STORE,
+        "return draft.key >= newest or draft.replaces == newest",
+        "return newest is not None",
+        also=("test_one_ahead_of_the_state_gives_way_to_an_older",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "one-replacement-after-the-other",
+        "On a disk that damages all it is given, nothing is done but to take snapshots.",
+        SNAPSHOTTING,
+        "        return self._clock.seconds() >= self._replace_not_before\n",
+        "        return True\n",
+        also=("test_disk_that_damages_all_it_is_given",),
     ),
 )

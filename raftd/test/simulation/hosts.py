@@ -105,6 +105,8 @@ class Host:
         """Start the process, unless it runs or may not."""
         if self.process is not None or self.is_removed or self.is_damaged:
             return
+        if not self.simulation.is_faulty:
+            self.restore()
         self.incarnation += 1
         disk = self.disk
         try:
@@ -128,9 +130,12 @@ class Host:
         )
         simulation.note(f"{self.name} refuses: {reason}")
         simulation.count("damage refused")
-        self.is_damaged = True
         self.die()
-        simulation.faults.damaged(self)
+        if simulation.is_faulty:
+            self.is_damaged = True
+            simulation.faults.damaged(self)
+        else:
+            self.restart_in(RETRY_START_S)
 
     def restore(self) -> None:
         """Its disk is what it was, and it can be started."""
@@ -196,6 +201,8 @@ class Machine(Sessions):
 
     def snapshot(self) -> Iterator[bytes]:
         self._process.simulation.invariants.snapshot_begins(self._process)
+        if self._process.snapshots.is_damaged:
+            self._process.simulation.count("snapshot replaced")
         return super().snapshot()
 
 
@@ -218,6 +225,7 @@ class Process:
         self.machine = Machine(self)
         self.is_stopping = False
         self.node: Node
+        self.snapshots: SnapshotStore
         simulation.network.clocks[host.id] = self.clock
 
     @property
@@ -244,7 +252,7 @@ class Process:
             start_worker=self._worker,
         )
         host.durable.recovered(log)
-        snapshots = SnapshotStore(
+        snapshots = self.snapshots = SnapshotStore(
             SNAPSHOTS, self.reactor, files=disk, start_worker=self._worker
         )
         snapshots.recover(self.machine, log.base_index, log.entries)

@@ -180,7 +180,9 @@ class Simulation:
                 process.clock.go_on()
         network.reset_broken()
         for host in self.hosts:
-            host.restore()
+            # Who runs is given nothing back: what it reads yet it has to see to itself.
+            if host.process is None:
+                host.restore()
             host.start()
 
     # -- what must come about ----------------------------------------------------
