@@ -114,7 +114,7 @@ class _Scan:
         if (offset > SECTOR or extent) and not follows:
             raise damaged(path, SECTOR, "it holds data, but the segment before it does not")
         if extent and self.torn is not None:
-            raise self._not_last()
+            raise self._not_last(path, len(data) - len(data[offset:].lstrip(b"\0")))
         if extent:
             self.torn = _Torn(number, path, offset, extent)
         return header
@@ -168,7 +168,7 @@ class _Scan:
             if payload is None:
                 return offset
             if self.torn is not None:
-                raise self._not_last()
+                raise self._not_last(path, offset)
             self._records(segment, path, offset, payload)
             end = offset + header.extent
             self.last_number, self.last_offset = segment.number, offset
@@ -227,13 +227,16 @@ class _Scan:
             raise InvariantViolated(f"its checkpoint says {hard_state} and {base}")
         self.beginnings.begin(number, base[0])
 
-    def _not_last(self) -> DirectoryDamaged:
-        """Only the very last frame of a log can be torn."""
+    def _not_last(self, path: str, offset: int) -> DirectoryDamaged:
+        """
+        Only the very last frame of a log can be torn; there is data at `offset` of
+        `path` as well.  Which of both is damaged cannot be told.
+        """
         assert self.torn is not None
         return damaged(
             self.torn.path,
             self.torn.offset,
-            "a frame is incomplete, and data follows in later segments",
+            f"a frame is incomplete, and data follows in {path} at offset {offset}",
         )
 
 

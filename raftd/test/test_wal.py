@@ -175,6 +175,23 @@ class WalTests(SynchronousTestCase):
                 recovered(rig.disk)
             self.assertIn(sentence, str(caught.exception))
 
+    def test_46_a_torn_frame_and_a_bit_in_the_next_segment(self) -> None:
+        """Either may be what is wrong; whoever looks at the disk is told of both."""
+        torn = bytes(frames.encode_frame(2, bytes(1000), SEED)[:SECTOR])
+        for offset in (2 * SECTOR, 2000):
+            rig = create_rig().start()
+            rig.wal._writer.preparer.take()
+            self.frame_into(rig, 1, 1024, torn)
+            self.frame_into(rig, 2, offset, b"\x10")
+            with self.assertRaises(DirectoryDamaged) as caught:
+                recovered(rig.disk)
+            segments = [f"{PATH}/{number:020}.segment" for number in (1, 2)]
+            self.assertIn(
+                f"{segments[0]} is damaged at offset 1024: a frame is incomplete, and data "
+                f"follows in {segments[1]} at offset {offset}.",
+                str(caught.exception),
+            )
+
     def test_files_of_others_are_left_alone(self) -> None:
         rig = self.long_log()
         state = recovered(rig.disk)

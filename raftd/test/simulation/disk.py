@@ -136,7 +136,7 @@ class HostDisk(SimulatedDisk):
     def is_damaged(self, sentence: str) -> bool:
         """Whether a sentence names a file of which bits have flipped, and an offset."""
         return any(
-            f"{path} is damaged at offset " in sentence
+            f"{path} is damaged at offset " in sentence or f"{path} at offset " in sentence
             for path, inode in self._whole_files().items()
             if any(inode.flipped.values())
         )
