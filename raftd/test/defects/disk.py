@@ -71,7 +71,8 @@ DISK = (
         "torn-frame-before-other-segments",
         "A torn frame is taken for the end of the log though segments with data follow.",
         RECOVERY,
-        "            if self.torn is not None:\n                raise self._not_last(path, offset)\n",
+        "            if self.torn is not None:\n"
+        "                raise self._not_last(path, offset)\n",
         "",
     ),
     Defect(
