@@ -135,17 +135,20 @@ class Snapshotter:
     def take_if_due(self) -> None:
         """
         Begin to take a snapshot if the log has grown enough, or in place of a
-        newest one that is damaged: what that holds is nowhere else but in memory.
+        newest one that is damaged: what that holds is nowhere else but in memory,
+        so that this does not wait because another one has failed before.
         """
         has_grown = (
             self._bytes_since >= self._threshold_bytes and self._bytes_since >= self._last_size
         )
         if (
-            (has_grown or (self._store.is_damaged and self._may_replace()))
+            (
+                (self._store.is_damaged and self._may_replace())
+                or (has_grown and self._clock.seconds() >= self._take_not_before)
+            )
             and not self._taking
             and not self._stopped
             and self._applier.is_between_entries
-            and self._clock.seconds() >= self._take_not_before
         ):
             self._taking = True
             if self._store.is_damaged:
