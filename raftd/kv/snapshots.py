@@ -18,7 +18,7 @@ from raftd.kv.leases import MAX_LEASES
 from raftd.kv.records import FIRST_REVISION
 from raftd.kv.results import KeyValue, LeaseResult
 from raftd.kv.versions import Versions
-from raftd.kv.walks import Head, Walk
+from raftd.kv.walks import Head, NumberedHead, NumberedLease, Walk
 from raftd.slices import Unframer, frame
 
 _MAX_INT = (1 << 63) - 1
@@ -28,8 +28,9 @@ _MAX_INT = (1 << 63) - 1
 MAX_BEGINNING = 1 << 62
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(Head).decode
+_decode_head = msgspec.msgpack.Decoder(Head | NumberedHead).decode
 _decode_leases = msgspec.msgpack.Decoder(list[LeaseResult]).decode
+_decode_numbered = msgspec.msgpack.Decoder(list[NumberedLease]).decode
 _decode_records = msgspec.msgpack.Decoder(list[KeyValue]).decode
 
 
@@ -100,6 +101,7 @@ class Restore:
         self._section = _LEASES
         self._versions = Versions(FIRST_REVISION)
         self._last_key = b""
+        self._last_number = 0
         #: The revision that comes in, what it has changed so far, and of which keys.
         self._revision = FIRST_REVISION
         self._draft = Draft()
@@ -130,8 +132,12 @@ class Restore:
         elif not content:
             self._section += 1
         elif self._section == _LEASES:
-            for lease in _decode_leases(content):
-                self._take_lease(lease)
+            if isinstance(self._head, NumberedHead):
+                for row in _decode_numbered(content):
+                    self._take_lease(LeaseResult(row.id, row.ttl_ms), row.number)
+            else:
+                for lease in _decode_leases(content):
+                    self._take_lease(lease, 0)
         elif self._section == _KEYS:
             self._take_keys(_decode_records(content))
         else:
@@ -144,6 +150,7 @@ class Restore:
             or head.revision < FIRST_REVISION
             or not 0 <= head.quota_bytes <= _MAX_INT
             or head.keys < 0
+            or (isinstance(head, NumberedHead) and not 0 < head.next_number <= _MAX_INT)
         ):
             raise ValueError("The head of the state of a store makes no sense.")
         if self._ahead is not None and head.revision + self._ahead > MAX_BEGINNING:
@@ -151,8 +158,10 @@ class Restore:
         self._head = head
         self._revision = max(head.compacted_revision, FIRST_REVISION)
         self._versions = Versions(self._revision)
+        if isinstance(head, NumberedHead):
+            self._versions.leases.next_number = head.next_number
 
-    def _take_lease(self, lease: LeaseResult) -> None:
+    def _take_lease(self, lease: LeaseResult, number: int) -> None:
         leases = self._versions.leases
         if (
             lease.id in leases
@@ -161,7 +170,12 @@ class Restore:
             or not 0 < lease.ttl_ms <= _MAX_INT
         ):
             raise ValueError(f"The lease {lease.id} is there twice, or makes no sense.")
-        leases.grant(lease)
+        # Those without a number were granted before all others.
+        last = self._last_number
+        if (number or last) and not last < number < leases.next_number:
+            raise ValueError(f"The number of the lease {lease.id} makes no sense.")
+        self._last_number = number
+        leases.load(lease, number)
 
     def _take_keys(self, records: list[KeyValue]) -> None:
         assert self._head is not None

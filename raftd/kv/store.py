@@ -28,7 +28,9 @@ from raftd.kv.operations import (
     Compact,
     DeleteRange,
     DeleteRangeWith,
+    ExpireLease,
     GrantLease,
+    NumberGrants,
     Put,
     Range,
     RevokeLease,
@@ -52,7 +54,7 @@ from raftd.kv.results import (
 from raftd.kv.snapshots import Restore, Snapshot, State, digest
 from raftd.kv.transactions import Chosen, SimpleStep, choose, refusal_of, simple_steps
 from raftd.kv.versions import Versions
-from raftd.kv.walks import Head, Walk
+from raftd.kv.walks import Head, NumberedHead, Walk
 
 T = TypeVar("T")
 
@@ -215,6 +217,20 @@ class Store:
         """A lease, None if there is none."""
         return self._versions.leases.get(id)
 
+    def lease_number(self, id: int) -> int:
+        """
+        Which grant has made the lease: no other one has the same number.
+
+        0 if it was granted before grants were numbered; then a later lease
+        with this id has another number, if they are numbered now.
+        """
+        return self._versions.leases.number(id)
+
+    @property
+    def numbers_grants(self) -> bool:
+        """Whether grants are numbered (`NumberGrants`)."""
+        return self._versions.leases.next_number > 0
+
     def lease_keys(self, id: int, limit: int) -> list[bytes]:
         """
         The first keys of a lease, in order; none if there is no such lease.
@@ -238,7 +254,9 @@ class Store:
         return digest(self._walk())
 
     def _walk(self) -> Walk:
-        head = Head(self.revision, self.compacted_revision, self.quota_bytes, len(self))
+        fields = (self.revision, self.compacted_revision, self.quota_bytes, len(self))
+        next_number = self._versions.leases.next_number
+        head = NumberedHead(*fields, next_number) if next_number else Head(*fields)
         walk = Walk(self._versions, head)
         # Only a weak one: whoever drops a walk half-way has given it up.
         self._walks.add(walk)
@@ -288,12 +306,17 @@ class Store:
             if self.on_checkpoint is not None:
                 self.on_checkpoint(index, operation)
             return _NO_RESULT
+        if isinstance(operation, NumberGrants):
+            self._versions.leases.begin_to_number()
+            return _NO_RESULT
         if isinstance(operation, Transaction):
             steps = self._transaction(operation)
         elif isinstance(operation, Compact):
             steps = self._compact(operation.revision)
         elif isinstance(operation, RevokeLease):
             steps = self._revoke(operation.id)
+        elif isinstance(operation, ExpireLease):
+            steps = self._expire(operation)
         elif isinstance(operation, DeleteRange):
             steps = self._single(DeleteRangeWith(operation.key, operation.range_end))
         else:
@@ -370,6 +393,12 @@ class Store:
             self.on_lease(id, 0)
         self._commit(execution)
         return result
+
+    def _expire(self, expire: ExpireLease) -> Steps:
+        if self._versions.leases.number(expire.id) != expire.number:
+            # What has expired is gone, and another lease has its id.
+            return REFUSALS["lease_not_found"]
+        return (yield from self._revoke(expire.id))
 
     def _compact(self, revision: int) -> Steps:
         if revision <= self.compacted_revision:

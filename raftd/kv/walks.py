@@ -37,10 +37,27 @@ class Head(msgspec.Struct, tag="raftd.kv/2", array_like=True, frozen=True, gc=Fa
     keys: int
 
 
+class NumberedHead(Head, tag="raftd.kv/3", array_like=True, frozen=True, gc=False):
+    """
+    The head of a store that numbers the grants of leases, whose rows have their
+    numbers then.  One that does not is written as it ever was.
+    """
+
+    next_number: int
+
+
+class NumberedLease(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
+    """The row of a lease behind a `NumberedHead`; `number` is 0 if it has none."""
+
+    id: int
+    ttl_ms: int
+    number: int
+
+
 #: Rows: leases in the order in which they were granted; or what keys were as of
 #: the compacted revision, in the order of the keys; or what was changed since,
 #: in order, deletes as tombstones.
-Rows = Sequence[LeaseResult] | Sequence[KeyValue]
+Rows = Sequence[LeaseResult] | Sequence[NumberedLease] | Sequence[KeyValue]
 
 
 class Walk:
@@ -59,6 +76,7 @@ class Walk:
         self.head = head
         self._versions = versions
         self._leases = versions.leases.pinned()
+        self._numbers = versions.leases.pinned_numbers()
         since = max(head.compacted_revision, FIRST_REVISION)
         self._changes = versions.history.walk(since, head.revision)
         self._passed = b""
@@ -95,8 +113,14 @@ class Walk:
 
     def _some_leases(self) -> Iterator[Rows]:
         for begin in range(0, len(self._leases), SLICE_KEYS):
-            yield self._leases[begin : begin + SLICE_KEYS]
+            leases = self._leases[begin : begin + SLICE_KEYS]
+            if isinstance(self.head, NumberedHead):
+                number = self._numbers.get
+                yield [NumberedLease(x.id, x.ttl_ms, number(x.id, 0)) for x in leases]
+            else:
+                yield leases
         self._leases.clear()
+        self._numbers.clear()
 
     def _some_keys(self) -> Iterator[Rows]:
         """What keys were as of the compacted revision."""

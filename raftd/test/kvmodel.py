@@ -18,7 +18,9 @@ from raftd.kv.operations import (
     Compare,
     DeleteRange,
     DeleteRangeWith,
+    ExpireLease,
     GrantLease,
+    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -80,6 +82,9 @@ class Model:
         #: By revision, in order.
         self.changes: list[list[KeyValue]] = [[], []]
         self.leases: dict[int, int] = {}
+        #: The numbers of their grants, 0 for none; and the next one, 0 if there are none.
+        self.numbers: dict[int, int] = {}
+        self.next_number = 0
 
     @property
     def revision(self) -> int:
@@ -129,6 +134,13 @@ class Model:
             return CompactResult(operation.revision)
         if isinstance(operation, RevokeLease):
             return self._revoke(operation.id)
+        if isinstance(operation, NumberGrants):
+            self.next_number = max(self.next_number, 1)
+            return NoResult()
+        if isinstance(operation, ExpireLease):
+            if self.numbers.get(operation.id) != operation.number:
+                refuse("lease_not_found")
+            return self._revoke(operation.id)
         if isinstance(operation, Put):
             operation = PutWith(operation.key, operation.value, operation.lease)
         if isinstance(operation, DeleteRange):
@@ -144,6 +156,7 @@ class Model:
         if id not in self.leases:
             refuse("lease_not_found")
         del self.leases[id]
+        del self.numbers[id]
         state = dict(self.states[-1])
         keys = sorted(key for key in state if state[key].lease == id)
         for key in keys:
@@ -178,6 +191,10 @@ class Attempt:
         if puts and 0 < model.quota_bytes < model.size_bytes + sum(map(size, puts)):
             refuse("quota_reached")
         model.leases = self.leases
+        for id in self.leases:
+            if id not in model.numbers:
+                model.numbers[id] = model.next_number
+                model.next_number += model.next_number > 0
         if self.changes:
             model.states.append(self.state)
             model.changes.append(self.changes)

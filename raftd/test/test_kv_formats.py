@@ -21,7 +21,9 @@ from raftd.kv.operations import (
     Compare,
     DeleteRange,
     DeleteRangeWith,
+    ExpireLease,
     GrantLease,
+    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -72,6 +74,8 @@ OPERATIONS: list[tuple[Operation, str]] = [
     (DeleteRangeWith(b"k", b"\0", True), f"94 08 {K} c40100 c3"),
     (SetQuota(1 << 32), "92 0a cf0000000100000000"),
     (Checkpoint(5, b"d"), "93 0b 05 c40164"),
+    (ExpireLease(9, 300), "93 0c 09 cd012c"),
+    (NumberGrants(), "91 0d"),
 ]
 
 RECORD = KeyValue(b"k", b"v", 2, 3, 2, 1)

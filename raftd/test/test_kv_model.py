@@ -24,7 +24,9 @@ from raftd.kv.operations import (
     Compare,
     DeleteRange,
     DeleteRangeWith,
+    ExpireLease,
     GrantLease,
+    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -152,6 +154,12 @@ class Generator:
     def grant(self) -> GrantLease:
         return GrantLease(1 + self.source.below(3), 1000)
 
+    def expiry(self) -> ExpireLease:
+        """Mostly of the lease that there is, if there is one."""
+        id = 1 + self.source.below(3)
+        number = self.model.numbers.get(id, 0) - self.source.one_of([0, 0, 0, 1])
+        return ExpireLease(id, max(0, number))
+
     def quota(self) -> SetQuota:
         return SetQuota(self.source.one_of([0, 0, 0, 1, 1200, 4000]))
 
@@ -164,6 +172,8 @@ class Generator:
             *[self.transaction] * 8,
             *[self.grant] * 2,
             lambda: RevokeLease(1 + self.source.below(3)),
+            self.expiry,
+            lambda: NumberGrants() if self.source.chance(4) else self.grant(),
             *[lambda: Compact(self.revision())] * 2,
             self.quota,
         ]
@@ -274,6 +284,8 @@ class Session:
         for id in (1, 2, 3):
             keys = sorted(key for key in state if state[key].lease == id)
             equal(store.lease_keys(id, 2), keys[:2])
+            equal(store.lease_number(id), model.numbers.get(id, 0))
+        equal(store.numbers_grants, model.next_number > 0)
 
     def read(self, query: Range | None) -> None:
         query = query or self.generator.range()

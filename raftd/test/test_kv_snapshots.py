@@ -20,6 +20,7 @@ from raftd.kv.operations import (
     Compact,
     DeleteRange,
     GrantLease,
+    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -78,6 +79,21 @@ class TheFormat(SnapshotCase):
         self.assertEqual(list(copy.changed_keys(4)), [b"l", b"j"])
         self.assertEqual(copy.event(b"k", 5, True), self.store.event(b"k", 5, True))
         self.assertEqual(copy.get(b"k", 3), KeyValue(b"k", b"w", 2, 3, 2, 7))
+
+    def test_the_example_with_numbered_grants(self) -> None:
+        operations = [GrantLease(7, 60_000), NumberGrants(), GrantLease(8, 60_000)]
+        for operation in operations:
+            apply(self.store, operation)
+        frames = [
+            "11000000 96 aa 72616674642e6b762f33 01 00 00 00 02",
+            "0f000000 92 94 05 07 cdea60 00 94 05 08 cdea60 01",
+            "00000000 00000000 00000000",
+        ]
+        data = b"".join(self.store.snapshot())
+        self.assertEqual(data.hex(), "".join(frames).replace(" ", ""))
+        copy = restored(data)
+        self.assertEqual(copy.digest(), self.store.digest())
+        self.assertEqual(b"".join(copy.snapshot()), data)
 
     def test_an_empty_store(self) -> None:
         data = b"".join(self.store.snapshot())
@@ -471,6 +487,12 @@ class Restoring(SnapshotCase):
         for head in (
             ["raftd.kv/1", 5, 3],
             ["raftd.kv/3", 5, 3, 0, 2],
+            ["raftd.kv/3", 5, 3, 0, 2, 0],
+            ["raftd.kv/3", 5, 3, 0, 2, -1],
+            ["raftd.kv/3", 5, 3, 0, 2, 2**63],
+            # Its leases have numbers.
+            ["raftd.kv/3", 5, 3, 0, 2, 9],
+            ["raftd.kv/4", 5, 3, 0, 2, 9],
             ["raftd.kv/2", 5, 3, 0],
             ["raftd.kv/2", 0, 0, 0, 2],
             ["raftd.kv/2", 2, 3, 0, 2],
@@ -504,6 +526,18 @@ class Restoring(SnapshotCase):
             self.refused(self.state(leases=leases))
         self.patch(walks, "SLICE_KEYS", 1)
         self.assertEqual(len(restored(self.state(leases=[[5, 9, 1], good])).leases()), 2)
+
+    def test_numbers_of_leases_that_make_no_sense_are_refused(self) -> None:
+        def state(*numbers: int) -> bytes:
+            leases = [[5, 7 + n, 1000, number] for n, number in enumerate(numbers)]
+            return self.state(("raftd.kv/3", 5, 3, 0, 2, 5), leases)
+
+        for numbers in ((0,), (1,), (4,), (0, 0, 2, 4)):
+            store = restored(state(*numbers))
+            found = tuple(store.lease_number(7 + n) for n in range(len(numbers)))
+            self.assertEqual(found, numbers)
+        for numbers in ((5,), (-1,), (2**63 - 1,), (1, 1), (2, 1), (2, 0), (0, 3, 0)):
+            self.refused(state(*numbers))
 
     def test_keys_that_make_no_sense_are_refused(self) -> None:
         good = [b"k", b"v", 2, 3, 2, 7]

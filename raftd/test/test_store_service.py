@@ -698,6 +698,42 @@ class LeaseTests(StoreTestCase):
                 healed = True
         self.assertEqual(cluster.get(leader, b"a"), b"")
 
+    def test_an_id_that_is_granted_again_while_its_expiry_is_in_the_log(self) -> None:
+        """What was proposed because the lease before it had expired does not end it."""
+        cluster, leader, (other, _) = self.lead()
+        # Grants are numbered as soon as a lease has expired.
+        for id in (7, 8):
+            self.grant(cluster, leader, 2, id=id)
+            cluster.advance(1.5 if id == 7 else 0.0)
+        cluster.advance(0.6)
+        self.assertTrue(all(m.store.numbers_grants for m in cluster.machines.values()))
+        running = cluster.services[leader]._running
+        assert running is not None
+        deadline = running._keeper._kept[8].deadline
+        cluster.advance(deadline - cluster.clock.seconds() - 0.0001)
+        # 8 has a moment left.  Its owner revokes it and grants it again, all
+        # in the log and nothing applied yet; then it expires.
+        database = cluster.database(leader)
+        before = cluster.nodes[leader].status().last_index
+        revoked = cluster.ask(lambda done: database.change(RevokeLease(8), done))
+        granted = cluster.ask(lambda done: database.grant(2000, done, 8))
+        put = cluster.ask(lambda done: database.change(Put(b"a", b"", 8), done))
+        cluster.advance(0.0002)
+        self.assertEqual(cluster.nodes[leader].status().last_index, before + 4)
+        self.assertFalse(revoked.given or granted.given or put.given)
+        cluster.advance_until(lambda: put.given)
+        self.assertEqual(revoked.outcome, RevokeResult(1, 0))
+        self.assertEqual(granted.outcome, LeaseResult(8, 2000))
+        for _ in range(3):
+            cluster.advance(1.5)
+            kept = self.keep_alive(cluster, other, 8)
+            cluster.advance(0.1)
+            self.assertEqual(kept.outcome, LeaseResult(8, 2000))
+            self.assertEqual(cluster.get(other, b"a"), b"")
+        cluster.advance(2.2)
+        self.assertIsNone(cluster.get(other, b"a"))
+        cluster.await_agreement()
+
     def test_leadership_that_is_handed_over(self) -> None:
         cluster, leader, (other, _) = self.lead()
         lease = self.grant(cluster, leader, 2)
