@@ -24,7 +24,12 @@ _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 class Backup(Iterator[bytes]):
-    """`slices`, a snapshot of a store, as the bytes of a backup, slice by slice."""
+    """
+    `slices`, a snapshot of a store, as the bytes of a backup, slice by slice.
+
+    Invariant: once it `is_over`, because it has come to its end, has failed or
+    was given up, it refers to nothing of the store.
+    """
 
     def __init__(self, slices: Iterator[bytes]) -> None:
         self._slices: Iterator[bytes] | None = slices
@@ -37,11 +42,20 @@ class Backup(Iterator[bytes]):
             return MAGIC
         if self._slices is None:
             raise StopIteration
-        for content in self._slices:
+        try:
+            content = next(self._slices, None)
+        except BaseException:
+            self.close()
+            raise
+        if content is not None:
             self._checksum.update(content)
             return content
         self.close()
         return self._checksum.digest()
+
+    @property
+    def is_over(self) -> bool:
+        return self._slices is None
 
     def close(self) -> None:
         """Give it up; nothing happens if it is at its end."""

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from random import SystemRandom
 from typing import Any, cast
+from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from raftd import idempotency
 from raftd.core.messages import Command, encode_command
-from raftd.errors import OutcomeUnknown, ProtocolViolation, RaftdError
+from raftd.errors import OutcomeUnknown, Overloaded, ProtocolViolation, RaftdError
 from raftd.idempotency import Idempotency
 from raftd.interfaces import Done, INode
 from raftd.kv.backup import Backup
 from raftd.kv.compactor import PORTION_KEYS, compact_in_portions
 from raftd.kv.interfaces import (
     LOCAL,
+    MAX_BACKUPS,
     DigestStatus,
     IDatabase,
     IWatch,
@@ -75,6 +77,9 @@ class Database:
         self._scans = Scans(clock)
         self._leases = LeaseAsker(clock, node)
         self._random = SystemRandom()
+        #: Those that are being drawn, and some that are over.  One that somebody
+        #: drops half-way goes by itself.
+        self._backups: WeakSet[Backup] = WeakSet()
 
     def stop(self) -> None:
         """Give up what is under way here; the node answers for what it was given."""
@@ -181,12 +186,23 @@ class Database:
         """See `IDatabase.backup`."""
 
         def may_read(outcome: RaftdError | None) -> None:
+            # Looked at here, where it begins: any number may have waited for this.
+            outcome = outcome or self._backup_refusal()
             if outcome is None:
-                done((self._store.revision, Backup(self._store.snapshot())))
+                backup = Backup(self._store.snapshot())
+                self._backups.add(backup)
+                done((self._store.revision, backup))
             else:
                 done(outcome)
 
         self._node.read(may_read)
+
+    def _backup_refusal(self) -> RaftdError | None:
+        for backup in [backup for backup in self._backups if backup.is_over]:
+            self._backups.remove(backup)
+        if len(self._backups) < MAX_BACKUPS:
+            return None
+        return Overloaded(f"This node is making {MAX_BACKUPS} backups already; try again.")
 
     # -- leases ------------------------------------------------------------------
 

@@ -26,6 +26,11 @@ from raftd.kv.results import KeyValue, LeaseResult, RangeResult, Result
 LINEARIZABLE: Final = 0.0
 LOCAL: Final = math.inf
 
+#: Backups that a node draws at once.  Each keeps alive what was there when it
+#: began: lists of all leases and changes, and what a compaction removes before
+#: it has come there.
+MAX_BACKUPS: Final = 8
+
 
 class Event(msgspec.Struct, frozen=True):
     """
@@ -199,6 +204,7 @@ class IDatabase(Interface):
         slices, as `docs/backup-format.md` says.
 
         Drawn slice by slice, as a snapshot is; `close` the iterator to give it up.
+        `Overloaded` if this node draws `MAX_BACKUPS` already.
         """
 
     def status() -> StoreStatus:

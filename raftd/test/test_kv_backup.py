@@ -44,6 +44,22 @@ class BackupTests(SynchronousTestCase):
         content = b"raftd backup 1\r\n" + b"".join(SLICES)
         self.assertEqual(self.whole, content + hashlib.sha256(content).digest())
 
+    def test_it_is_over_at_its_end_when_it_fails_and_when_it_is_given_up(self) -> None:
+        whole = Backup(iter(SLICES))
+        for _ in range(4):
+            next(whole)
+            self.assertFalse(whole.is_over)
+        next(whole)
+        self.assertTrue(whole.is_over)
+        self.assertRaises(StopIteration, next, whole)
+        broken = Backup(b"x" * (1 // n) for n in (1, 0))
+        self.assertEqual([next(broken), next(broken)], [MAGIC, b"x"])
+        self.assertRaises(ZeroDivisionError, next, broken)
+        self.assertTrue(broken.is_over)
+        given_up = Backup(iter(SLICES))
+        given_up.close()
+        self.assertTrue(given_up.is_over)
+
     def test_there_and_back(self) -> None:
         taken = Taken()
         restore_backup(BytesIO(self.whole), "it", taken)

@@ -81,7 +81,11 @@ class TheFormat(SnapshotCase):
         self.assertEqual(copy.get(b"k", 3), KeyValue(b"k", b"w", 2, 3, 2, 7))
 
     def test_the_example_with_numbered_grants(self) -> None:
-        operations = [GrantLease(7, 60_000), NumberGrants(), GrantLease(8, 60_000)]
+        operations: list[Operation] = [
+            GrantLease(7, 60_000),
+            NumberGrants(),
+            GrantLease(8, 60_000),
+        ]
         for operation in operations:
             apply(self.store, operation)
         frames = [
@@ -532,11 +536,13 @@ class Restoring(SnapshotCase):
             leases = [[5, 7 + n, 1000, number] for n, number in enumerate(numbers)]
             return self.state(("raftd.kv/3", 5, 3, 0, 2, 5), leases)
 
-        for numbers in ((0,), (1,), (4,), (0, 0, 2, 4)):
+        good: list[tuple[int, ...]] = [(0,), (1,), (4,), (0, 0, 2, 4)]
+        for numbers in good:
             store = restored(state(*numbers))
             found = tuple(store.lease_number(7 + n) for n in range(len(numbers)))
             self.assertEqual(found, numbers)
-        for numbers in ((5,), (-1,), (2**63 - 1,), (1, 1), (2, 1), (2, 0), (0, 3, 0)):
+        bad: list[tuple[int, ...]] = [(5,), (-1,), (2**63 - 1,), (1, 1), (2, 1), (0, 3, 0)]
+        for numbers in bad:
             self.refused(state(*numbers))
 
     def test_keys_that_make_no_sense_are_refused(self) -> None:

@@ -21,6 +21,7 @@ from raftd.errors import (
     NoQuorum,
     NotReady,
     OutcomeUnknown,
+    Overloaded,
     QuotaReached,
     RaftdError,
     Stopped,
@@ -31,7 +32,7 @@ from raftd.interfaces import Done, INode
 from raftd.kv import scans
 from raftd.kv.backup import MAGIC, restore_backup
 from raftd.kv.database import Database
-from raftd.kv.interfaces import LOCAL, IDatabase, LeaseStatus, Selection
+from raftd.kv.interfaces import LOCAL, MAX_BACKUPS, IDatabase, LeaseStatus, Selection
 from raftd.kv.lease_keeper import MAX_TTL_MS
 from raftd.kv.limits import MAX_KEY_BYTES, MAX_NESTING, MAX_VALUE_BYTES
 from raftd.kv.operations import (
@@ -496,6 +497,26 @@ class ReadTests(StoreTestCase):
         found = copy.get(b"a")
         assert found is not None
         self.assertEqual((found.value, copy.revision), (b"1", revision))
+
+    def test_so_many_backups_at_once_and_no_more(self) -> None:
+        """Also if they are all asked for before the first has begun."""
+        cluster, leader, (other, _) = self.lead()
+        database = cluster.database(other)
+        answers = [cluster.ask(database.backup) for _ in range(MAX_BACKUPS + 3)]
+        cluster.advance(0.1)
+        backups = [cast(Any, a.outcome)[1] for a in answers[:MAX_BACKUPS]]
+        for answer in answers[MAX_BACKUPS:]:
+            self.assertIsInstance(answer.outcome, Overloaded)
+        del answers, answer
+        self.assertRaises(Overloaded, cluster.got, database.backup)
+        # Each node counts its own.
+        self.assertEqual(cluster.got(cluster.database(leader).backup)[0], 1)
+        for give_up in (b"".join, lambda b: b.close(), lambda b: None):
+            given_up = backups.pop()
+            give_up(given_up)
+            del given_up
+            backups.append(cluster.got(database.backup)[1])
+            self.assertRaises(Overloaded, cluster.got, database.backup)
 
     def test_status(self) -> None:
         cluster, leader, _ = self.lead()

@@ -10,9 +10,14 @@ from urllib.parse import quote_from_bytes
 
 import treq
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
 from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 
+from raftd.kv.interfaces import MAX_BACKUPS
 from raftd.test.contract import check
 from raftd.test.servers import ServerTestCase
 from raftd.test.webs import Answer
@@ -21,6 +26,28 @@ from raftd.test.webs import Answer
 OF_THE_PROTOCOL = {
     b"Connection", b"Content-Length", b"Content-Type", b"Date", b"Server", b"Content-Encoding"
 }  # fmt: skip
+
+
+class SlowReader(Protocol):
+    """Asks, and takes nothing more once something has come."""
+
+    transport: Any
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self.begun: Deferred[bytes] = Deferred()
+        self.ended: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._request)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.pauseProducing()
+        if not self.begun.called:
+            self.begun.callback(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended.callback(None)
 
 
 class OverTCP(ServerTestCase):
@@ -223,6 +250,39 @@ class OverTCP(ServerTestCase):
         self.assertEqual(backup.headers["Raftd-Revision"], "6")
         self.assertTrue(backup.body.startswith(b"raftd backup 1\r\n"))
         self.assertEqual(hashlib.sha256(backup.body[:-32]).digest(), backup.body[-32:])
+
+    async def test_backups_that_nobody_reads(self) -> None:
+        """Each holds memory, so there is a bound; whoever goes makes room."""
+        await self.begin()
+        value = b"x" * 2**20
+        for i in range(16):
+            await self.json("PUT", f"/db/{i}", value)
+        readers = [await self.slow_reader() for _ in range(MAX_BACKUPS)]
+        for _ in range(2):
+            refused = await self.ask("GET", "/snapshot")
+            self.assertCode(refused, 503, "overloaded")
+            self.assertEqual(refused.headers["Retry-After"], "1")
+        self.assertEqual((await self.ask("GET", "/db/1")).body, value)
+        readers[0].transport.abortConnection()
+        await readers[0].ended
+        while (backup := await self.ask("GET", "/snapshot")).status == 503:
+            pass
+        self.assertEqual(hashlib.sha256(backup.body[:-32]).digest(), backup.body[-32:])
+        # That one is over, and one was free before it.
+        readers.append(await self.slow_reader())
+        self.assertCode(await self.ask("GET", "/snapshot"), 503, "overloaded")
+        for reader in readers[1:]:
+            reader.transport.abortConnection()
+            await reader.ended
+
+    async def slow_reader(self) -> SlowReader:
+        """Asks for a backup, and reads no more than its head."""
+        host, _, port = self.served._name.rpartition(":")
+        reader = SlowReader(b"GET /snapshot HTTP/1.1\r\nHost: a\r\n\r\n")
+        point = TCP4ClientEndpoint(reactor, host, int(port))
+        await point.connect(Factory.forProtocol(lambda: reader))
+        self.assertTrue((await reader.begun).startswith(b"HTTP/1.1 200 "))
+        return reader
 
     async def test_figures(self) -> None:
         await self.begin()

@@ -14,6 +14,7 @@ import msgspec
 
 from raftd.errors import RaftdError
 from raftd.interfaces import IRequest
+from raftd.kv.interfaces import MAX_BACKUPS
 from raftd.web import db, lease, ranges, watch
 from raftd.web.answers import JSON, failed_read, not_allowed, options
 from raftd.web.fields import MAX_IDEMPOTENCY_KEY_BYTES
@@ -390,7 +391,8 @@ def _store() -> dict[str, Any]:
         "/snapshot": _resource(
             get=_operation(
                 "snapshot",
-                "A backup as of one revision, with a checksum at its end.",
+                "A backup as of one revision, with a checksum at its end; `overloaded` if this "
+                f"node is making {MAX_BACKUPS} already.",
                 {
                     "200": _with_content(
                         _answer("The backup.", headers=_RAFTD_REVISION), {_OCTETS: _ANY_BYTES}

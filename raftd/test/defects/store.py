@@ -364,6 +364,22 @@ _QUOTA = (
         "test_the_size_is_that_of_all_versions",
         "test_a_full_store_serves_reads_and_deletes_and_opens_again",
     ),
+    _rule(
+        "backups-without-a-bound",
+        "Any number of backups may be drawn at once.",
+        "kv/database.py",
+        "        if len(self._backups) < MAX_BACKUPS:\n",
+        "        if self._backups is not None:\n",
+        "test_so_many_backups_at_once_and_no_more",
+    ),
+    _rule(
+        "backup-that-ended-counts",
+        "A backup counts against their bound though it was given up.",
+        "kv/database.py",
+        "for backup in self._backups if backup.is_over]",
+        "for backup in self._backups if backup is self]",
+        "test_so_many_backups_at_once_and_no_more",
+    ),
 )
 
 STORES = (*_REVISIONS, *_RANGES, *_TRANSACTIONS, *_QUOTA)
