@@ -511,12 +511,16 @@ class ReadTests(StoreTestCase):
         self.assertRaises(Overloaded, cluster.got, database.backup)
         # Each node counts its own.
         self.assertEqual(cluster.got(cluster.database(leader).backup)[0], 1)
-        for give_up in (b"".join, lambda b: b.close(), lambda b: None):
-            given_up = backups.pop()
-            give_up(given_up)
-            del given_up
+        # One at its end, one given up, and one that somebody drops half-way.
+        b"".join(backups[0])
+        backups[1].close()
+        for _ in range(2):
             backups.append(cluster.got(database.backup)[1])
-            self.assertRaises(Overloaded, cluster.got, database.backup)
+        self.assertRaises(Overloaded, cluster.got, database.backup)
+        next(backups[2])
+        del backups[2]
+        backups.append(cluster.got(database.backup)[1])
+        self.assertRaises(Overloaded, cluster.got, database.backup)
 
     def test_status(self) -> None:
         cluster, leader, _ = self.lead()
