@@ -152,8 +152,8 @@ DISK = (
         "node-goes-on-without-its-log",
         "A node whose log has failed goes on.",
         "node.py",
-        "self._storage.start(self._persisted, self.fail",
-        "self._storage.start(self._persisted, lambda reason: None",
+        "self._disk.start(self.fail)",
+        "self._disk.start(lambda reason: None)",
     ),
     Defect(
         47,
@@ -343,7 +343,7 @@ DISK = (
         50,
         "answered-when-queued",
         "The driver reports a write as durable when it hands it to storage.",
-        "node.py",
+        "disk.py",
         "                write.number, write.hard_state, write.entries, write.base, "
         "write.commit_index\n            )\n",
         "                write.number, write.hard_state, write.entries, write.base, "
