@@ -211,8 +211,10 @@ DISK = (
         "leader-without-room-leads-on",
         "A leader whose disk is full does not let a voter lead that has room.",
         RAFT,
-        "            leadership.transfer(successor, now)\n\n    @property",
-        "            pass\n\n    @property",
+        "            self._relief_due = now + NO_SPACE_TIMEOUTS "
+        "* self.settings.election_timeout_s\n"
+        "            leadership.transfer(successor, now)\n",
+        "            pass\n",
     ),
     Defect(
         48,
