@@ -21,6 +21,13 @@ messages in order; every request it sends ends in `receive_response` or in
 caller's: the core decides who needs one, which pieces are welcome and what a
 whole one replaces.
 
+What comes in is one section of `Raft`, and what is done about it is in those
+behind: elections, following a leader, snapshots, leading.  They are one class
+because they are one state: role, leader, term, log and what is committed of it
+change together, and most of the invariants bind two of them.  What has a state
+of its own has a module of its own: `Leadership`, `Campaign`, `Log`,
+`ConfigurationHistory`, `Outbox`, `Space`.
+
 Durability rules, which the whole of Raft's safety rests on:
 
 1. No message leaves before the term and vote it was made under are durable,
@@ -210,6 +217,10 @@ class Raft:
         """The index of its entry; it is committed if that is."""
         return self._configurations.latest_index
 
+    def configuration_at(self, index: int) -> Configuration:
+        """The configuration in force when `index` was the last entry."""
+        return self._configurations.at(index)
+
     @property
     def wants_turn(self) -> bool:
         """
@@ -234,7 +245,12 @@ class Raft:
             return min(self.leadership.next_deadline, self._quorum_check_due)
         return self._election_due
 
-    # -- time ----------------------------------------------------------------
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether this node leads and proposes nothing any more, for another to lead."""
+        return self.leadership is not None and not self.leadership.may_propose
+
+    # -- what comes in -------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """The time is `now`; do what has become due.  To be called at `next_deadline`."""
@@ -253,33 +269,89 @@ class Raft:
         if self.leadership is not None:
             self.leadership.tick(self.commit_index, now)
 
-    def _check_quorum(self, leadership: Leadership, now: float) -> None:
-        """CheckQuorum: a leader that a quorum no longer answers steps down (thesis 6.2)."""
-        self._quorum_check_due = (
-            leadership.quorum_contact(now) + self.settings.election_timeout_s
-        )
-        if now >= self._quorum_check_due:
-            self._become_follower(self.term, NOBODY, now)
+    def receive_request(
+        self, sender: MemberId, request: Request, request_id: int, now: float
+    ) -> None:
+        """
+        A request of a peer; its answer comes in a `Ready` with this `request_id`.
 
-    def _check_disk(self, now: float) -> None:
-        """A leader whose disk hangs leads nobody: it hands over (hashicorp/raft #503)."""
-        bound_s = MAX_DISK_STALL_TIMEOUTS * self.settings.election_timeout_s
-        leadership = self.leadership
-        if leadership is None or self._outbox.write_takes(now) < bound_s:
-            return
-        successor = leadership.best_successor()
-        if successor != NOBODY and leadership.successor == NOBODY:
-            leadership.transfer(successor, now)
+        `ProtocolViolation` if no correct peer sends it; nothing has changed then.
+        `NoSpace` if the disk is full: nothing of it was carried out, and no
+        answer comes; but whoever sent it has been heard.
+        """
+        match request:
+            case AppendEntries():
+                self._append_entries(sender, request, request_id, now)
+            case Heartbeat():
+                self._heartbeat(sender, request, request_id, now)
+            case PreVote():
+                self._pre_vote(sender, request, request_id, now)
+            case RequestVote():
+                self._request_vote(sender, request, request_id, now)
+            case InstallSnapshot():
+                self._install_snapshot_piece(sender, request, request_id, now)
+            case TimeoutNow():
+                self._timeout_now(sender, request, request_id, now)
 
-    def _check_space(self, now: float) -> None:
-        """A leader whose disk is full lets a voter lead that may have room, if there is one."""
-        leadership = self.leadership
-        if leadership is None or self._space.is_left or now < self._relief_due:
+    def receive_response(self, sender: MemberId, response: Response, now: float) -> None:
+        """The answer of a peer to a request that this node sent it."""
+        if isinstance(response, PreVoteResponse) and response.granted:
+            if self.role is Role.PRE_CANDIDATE and response.term == self.term + 1:
+                self._vote(sender, True, now)
             return
-        successor = leadership.successor_with_space(self.commit_index, now)
-        if successor != NOBODY:
-            self._relief_due = now + NO_SPACE_TIMEOUTS * self.settings.election_timeout_s
-            leadership.transfer(successor, now)
+        if response.term > self.term:
+            self._become_follower(response.term, NOBODY, now)
+        elif isinstance(response, PreVoteResponse):
+            if self.role is Role.PRE_CANDIDATE:
+                self._vote(sender, False, now)
+        elif response.term < self.term:
+            # Of an earlier term: it says nothing about this one.
+            return
+        elif isinstance(response, RequestVoteResponse):
+            if self.role is Role.CANDIDATE:
+                self._vote(sender, response.granted, now)
+        elif self.leadership is not None:
+            if isinstance(response, AppendEntriesResponse):
+                self.leadership.appended(sender, response, now)
+                if response.success and response.match_index > self.commit_index:
+                    self._advance_commit(self.leadership)
+            elif isinstance(response, HeartbeatResponse):
+                self.leadership.heartbeat_answered(sender, response, now)
+
+    def unreachable(self, member_id: MemberId) -> None:
+        """A request to this member has ended without an answer."""
+        if self.leadership is not None:
+            self.leadership.unreachable(member_id)
+
+    def lacks_space(self, member_id: MemberId, now: float) -> None:
+        """This member has refused a request, for its disk is full."""
+        if self.leadership is not None:
+            self.leadership.lacks_space(member_id, now)
+            # If it was to lead, another one may be asked at once.
+            self._relief_due = now
+
+    def space_changed(self, is_left: bool, now: float) -> None:
+        """Storage has room, or none, for more than what is set aside."""
+        self._space.changed(is_left)
+        self._check_space(now)
+
+    def persisted(self, number: int, now: float) -> None:
+        """Every write up to `number` is durable."""
+        if not self._outbox.persisted(number):
+            return
+        self.log.persisted(number)
+        if self.role is Role.CANDIDATE and self._outbox.is_hard_state_durable:
+            # Only now do the others hear of it: their time begins here.
+            self._reset_election_timer(now)
+            self._vote(self.member_id, True, now)
+        if self.leadership is not None:
+            self._advance_commit(self.leadership)
+
+    def applied(self, index: int) -> None:
+        """Everything up to `index` has been applied."""
+        self.applied_index = index
+
+    # -- elections (paper 5.2, 5.4.1; thesis 4.2.3, 9.6) ---------------------
 
     @property
     def _may_lead(self) -> bool:
@@ -297,8 +369,6 @@ class Raft:
             self._election_due = now + spread * self.settings.election_timeout_s
         else:
             self._election_due = math.inf
-
-    # -- elections (paper 5.2, 5.4.1; thesis 4.2.3, 9.6) ----------------------
 
     def _pre_campaign(self, now: float) -> None:
         """Ask whether an election could be won, before disturbing anyone with one."""
@@ -325,6 +395,11 @@ class Raft:
         for voter in sorted(self.configuration.voter_ids()):
             if voter != self.member_id:
                 self._send(voter, request)
+
+    def _vote(self, voter: MemberId, granted: bool, now: float) -> None:
+        assert self.campaign is not None
+        self.campaign.record(voter, granted)
+        self._count_votes(now)
 
     def _count_votes(self, now: float) -> None:
         campaign = self.campaign
@@ -382,32 +457,6 @@ class Raft:
             return False
         return now - self._leader_contact < self.settings.election_timeout_s
 
-    # -- requests ------------------------------------------------------------
-
-    def receive_request(
-        self, sender: MemberId, request: Request, request_id: int, now: float
-    ) -> None:
-        """
-        A request of a peer; its answer comes in a `Ready` with this `request_id`.
-
-        `ProtocolViolation` if no correct peer sends it; nothing has changed then.
-        `NoSpace` if the disk is full: nothing of it was carried out, and no
-        answer comes; but whoever sent it has been heard.
-        """
-        match request:
-            case AppendEntries():
-                self._append_entries(sender, request, request_id, now)
-            case Heartbeat():
-                self._heartbeat(sender, request, request_id, now)
-            case PreVote():
-                self._pre_vote(sender, request, request_id, now)
-            case RequestVote():
-                self._request_vote(sender, request, request_id, now)
-            case InstallSnapshot():
-                self._install_snapshot_piece(sender, request, request_id, now)
-            case TimeoutNow():
-                self._timeout_now(sender, request, request_id, now)
-
     def _pre_vote(
         self, sender: MemberId, request: PreVote, request_id: int, now: float
     ) -> None:
@@ -441,6 +490,28 @@ class Raft:
             self._reset_election_timer(now)
         self._answer(sender, RequestVoteResponse(self.term, granted), request_id)
 
+    def _timeout_now(
+        self, sender: MemberId, request: TimeoutNow, request_id: int, now: float
+    ) -> None:
+        """Stand for election at once, whoever is heard from (thesis 3.10)."""
+        may = request.term == self.term and self.leader_id == sender
+        if may and self.configuration.is_voter(self.member_id):
+            self._space.check("it does not lead")
+            self._campaign(now, transfer=True)
+        self._answer(sender, TimeoutNowResponse(self.term), request_id)
+
+    # -- following a leader (paper 5.3) --------------------------------------
+
+    def _follow(self, leader: MemberId, term: int, now: float) -> None:
+        """A message of the leader of `term`, which is not behind ours."""
+        if term == self.term and self.role is Role.LEADER:
+            raise InvariantViolated(
+                f"{leader:016x} is a second leader in term {term} (Election Safety)"
+            )
+        self._become_follower(term, leader, now)
+        self._leader_contact = now
+        self._reset_election_timer(now)
+
     def _heartbeat(
         self, sender: MemberId, request: Heartbeat, request_id: int, now: float
     ) -> None:
@@ -458,16 +529,6 @@ class Raft:
                 )
             self._commit(request.leader_commit)
         self._answer(sender, HeartbeatResponse(self.term, confirmed_round), request_id)
-
-    def _follow(self, leader: MemberId, term: int, now: float) -> None:
-        """A message of the leader of `term`, which is not behind ours."""
-        if term == self.term and self.role is Role.LEADER:
-            raise InvariantViolated(
-                f"{leader:016x} is a second leader in term {term} (Election Safety)"
-            )
-        self._become_follower(term, leader, now)
-        self._leader_contact = now
-        self._reset_election_timer(now)
 
     def _append_entries(
         self, sender: MemberId, request: AppendEntries, request_id: int, now: float
@@ -531,16 +592,6 @@ class Raft:
         if self.configuration is not before:
             # It may have gained or lost its vote.
             self._reset_election_timer(now)
-
-    def _timeout_now(
-        self, sender: MemberId, request: TimeoutNow, request_id: int, now: float
-    ) -> None:
-        """Stand for election at once, whoever is heard from (thesis 3.10)."""
-        may = request.term == self.term and self.leader_id == sender
-        if may and self.configuration.is_voter(self.member_id):
-            self._space.check("it does not lead")
-            self._campaign(now, transfer=True)
-        self._answer(sender, TimeoutNowResponse(self.term), request_id)
 
     # -- snapshots (thesis 5) ------------------------------------------------
 
@@ -609,10 +660,6 @@ class Raft:
         """Let go of some of what was dropped (`Log.free`); whether there is more."""
         return self.log.free(max_entries)
 
-    def configuration_at(self, index: int) -> Configuration:
-        """The configuration in force when `index` was the last entry."""
-        return self._configurations.at(index)
-
     def snapshot_installed(self, member_id: MemberId, term: int, index: int) -> None:
         """A member to which a snapshot was sent in `term` holds everything up to `index`."""
         if self.leadership is not None and term == self.term:
@@ -624,54 +671,35 @@ class Raft:
         if self.leadership is not None:
             self.leadership.snapshot_refused(member_id, now)
 
-    # -- answers -------------------------------------------------------------
+    # -- when a leader had better not lead -----------------------------------
 
-    def receive_response(self, sender: MemberId, response: Response, now: float) -> None:
-        """The answer of a peer to a request that this node sent it."""
-        if isinstance(response, PreVoteResponse) and response.granted:
-            if self.role is Role.PRE_CANDIDATE and response.term == self.term + 1:
-                self._vote(sender, True, now)
+    def _check_quorum(self, leadership: Leadership, now: float) -> None:
+        """CheckQuorum: a leader that a quorum no longer answers steps down (thesis 6.2)."""
+        self._quorum_check_due = (
+            leadership.quorum_contact(now) + self.settings.election_timeout_s
+        )
+        if now >= self._quorum_check_due:
+            self._become_follower(self.term, NOBODY, now)
+
+    def _check_disk(self, now: float) -> None:
+        """A leader whose disk hangs leads nobody: it hands over (hashicorp/raft #503)."""
+        bound_s = MAX_DISK_STALL_TIMEOUTS * self.settings.election_timeout_s
+        leadership = self.leadership
+        if leadership is None or self._outbox.write_takes(now) < bound_s:
             return
-        if response.term > self.term:
-            self._become_follower(response.term, NOBODY, now)
-        elif isinstance(response, PreVoteResponse):
-            if self.role is Role.PRE_CANDIDATE:
-                self._vote(sender, False, now)
-        elif response.term < self.term:
-            # Of an earlier term: it says nothing about this one.
+        successor = leadership.best_successor()
+        if successor != NOBODY and leadership.successor == NOBODY:
+            leadership.transfer(successor, now)
+
+    def _check_space(self, now: float) -> None:
+        """A leader whose disk is full lets a voter lead that may have room, if there is one."""
+        leadership = self.leadership
+        if leadership is None or self._space.is_left or now < self._relief_due:
             return
-        elif isinstance(response, RequestVoteResponse):
-            if self.role is Role.CANDIDATE:
-                self._vote(sender, response.granted, now)
-        elif self.leadership is not None:
-            if isinstance(response, AppendEntriesResponse):
-                self.leadership.appended(sender, response, now)
-                if response.success and response.match_index > self.commit_index:
-                    self._advance_commit(self.leadership)
-            elif isinstance(response, HeartbeatResponse):
-                self.leadership.heartbeat_answered(sender, response, now)
-
-    def _vote(self, voter: MemberId, granted: bool, now: float) -> None:
-        assert self.campaign is not None
-        self.campaign.record(voter, granted)
-        self._count_votes(now)
-
-    def unreachable(self, member_id: MemberId) -> None:
-        """A request to this member has ended without an answer."""
-        if self.leadership is not None:
-            self.leadership.unreachable(member_id)
-
-    def lacks_space(self, member_id: MemberId, now: float) -> None:
-        """This member has refused a request, for its disk is full."""
-        if self.leadership is not None:
-            self.leadership.lacks_space(member_id, now)
-            # If it was to lead, another one may be asked at once.
-            self._relief_due = now
-
-    def space_changed(self, is_left: bool, now: float) -> None:
-        """Storage has room, or none, for more than what is set aside."""
-        self._space.changed(is_left)
-        self._check_space(now)
+        successor = leadership.successor_with_space(self.commit_index, now)
+        if successor != NOBODY:
+            self._relief_due = now + NO_SPACE_TIMEOUTS * self.settings.election_timeout_s
+            leadership.transfer(successor, now)
 
     # -- committing ----------------------------------------------------------
 
@@ -705,7 +733,7 @@ class Raft:
                 self._send(successor, TimeoutNow(self.term))
             self._become_follower(self.term, NOBODY, now)
 
-    # -- the caller's requests -----------------------------------------------
+    # -- the caller's requests, to a leader ----------------------------------
 
     def propose(self, batch: Sequence[bytes], now: float) -> tuple[int, int]:
         """
@@ -780,50 +808,10 @@ class Raft:
             leadership.best_successor() if successor is None else successor, now
         )
 
-    @property
-    def is_handing_over(self) -> bool:
-        """Whether this node leads and proposes nothing any more, for another to lead."""
-        return self.leadership is not None and not self.leadership.may_propose
-
     def _leader(self) -> Leadership:
         if self.leadership is None:
             raise NotLeader("This node is not the leader.")
         return self.leadership
-
-    # -- durability ----------------------------------------------------------
-
-    def persisted(self, number: int, now: float) -> None:
-        """Every write up to `number` is durable."""
-        if not self._outbox.persisted(number):
-            return
-        self.log.persisted(number)
-        if self.role is Role.CANDIDATE and self._outbox.is_hard_state_durable:
-            # Only now do the others hear of it: their time begins here.
-            self._reset_election_timer(now)
-            self._vote(self.member_id, True, now)
-        if self.leadership is not None:
-            self._advance_commit(self.leadership)
-
-    def applied(self, index: int) -> None:
-        """Everything up to `index` has been applied."""
-        self.applied_index = index
-
-    def _set_hard_state(self, term: int, voted_for: MemberId) -> None:
-        self._outbox.set_hard_state(HardState(term, voted_for))
-
-    def _write_holding(self, index: int) -> int:
-        """A write after which the entry at `index` is durable; 0 if it is already."""
-        if index <= self.log.persisted_index:
-            return 0
-        return self._outbox.last_write + (index > self.log.written_index)
-
-    def _send(self, to: MemberId, request: Request) -> None:
-        self._outbox.add(Outgoing(to, request), 0)
-
-    def _answer(
-        self, to: MemberId, response: Response, request_id: int, needs_write: int = 0
-    ) -> None:
-        self._outbox.add(Outgoing(to, response, request_id), needs_write)
 
     # -- output --------------------------------------------------------------
 
@@ -871,6 +859,23 @@ class Raft:
         if self.leadership is not None:
             self.leadership.safe_up_to(safe)
         return committed
+
+    def _set_hard_state(self, term: int, voted_for: MemberId) -> None:
+        self._outbox.set_hard_state(HardState(term, voted_for))
+
+    def _write_holding(self, index: int) -> int:
+        """A write after which the entry at `index` is durable; 0 if it is already."""
+        if index <= self.log.persisted_index:
+            return 0
+        return self._outbox.last_write + (index > self.log.written_index)
+
+    def _send(self, to: MemberId, request: Request) -> None:
+        self._outbox.add(Outgoing(to, request), 0)
+
+    def _answer(
+        self, to: MemberId, response: Response, request_id: int, needs_write: int = 0
+    ) -> None:
+        self._outbox.add(Outgoing(to, response, request_id), needs_write)
 
 
 def _check_entries(request: AppendEntries) -> None:

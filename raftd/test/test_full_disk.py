@@ -32,9 +32,9 @@ from raftd.core.messages import (
 )
 from raftd.core.raft import Role
 from raftd.core.space import MAX_SPARE_BYTES, NO_SPACE_TIMEOUTS
+from raftd.disk import SPACE_RETRY_S
 from raftd.errors import NoSpace
 from raftd.net.arguments import error_from_wire, error_to_wire
-from raftd.node import SPACE_RETRY_S
 from raftd.replica import ReplicaOptions
 from raftd.snapshotting import MAX_RESTARTS, TAKE_RETRY_S
 from raftd.storage import segments
@@ -480,10 +480,10 @@ class ServerTests(ServerTestCase):
         node = node_of(server)
         # The present segment and the one that is ready are used up first.
         for _ in range(64):
-            if not node._has_space:
+            if not node._disk.has_space:
                 break
             await self.put(server, b"k", b"w" * (1 << 20))
-        await until(lambda: not node._has_space, "a full disk")
+        await until(lambda: not node._disk.has_space, "a full disk")
         with self.assertRaises(NoSpace):
             await self.put(server, b"k", b"refused")
         url = f"http://{name_of(server)}/db/k"
@@ -496,10 +496,10 @@ class ServerTests(ServerTestCase):
         await self.stop(server)
         server = await self.restarted(server)
         node = node_of(server)
-        await until(lambda: not node._has_space, "a full disk")
+        await until(lambda: not node._disk.has_space, "a full disk")
         self.assertEqual(await self.get(server, b"k"), b"w" * (1 << 20))
         full.restore()
-        await until(lambda: node._has_space, "room")
+        await until(lambda: node._disk.has_space, "room")
         await self.put(server, b"k", b"x")
         await self.stop(server)
         server = await self.restarted(server)

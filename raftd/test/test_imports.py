@@ -59,13 +59,17 @@ NODE = (
     "node",
     "applier",
     "changes",
+    "disk",
     "events",
     "handle",
     "moving",
+    "observing",
+    "peering",
     "questions",
     "requests",
     "routing",
     "snapshotting",
+    "status",
 )
 DRIVER = Rule((*CONTRACT, *NODE, "core"), ("twisted", "zope", "msgspec"))
 

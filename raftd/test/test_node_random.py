@@ -176,7 +176,7 @@ class History:
     def _break_connections(self) -> None:
         """Else whoever has lost an answer waits for it, a minute at worst."""
         for node in self.cluster.nodes.values():
-            for peer in node._peers.values():
+            for peer in node._peers.members.values():
                 assert isinstance(peer, MemoryPeer)
                 peer.bulk._break("the test has cut the cable")
 

@@ -69,7 +69,7 @@ class MembersHistory(History):
 
     def _break_connections(self) -> None:
         for node in self.cluster.nodes.values():
-            for peer in node._peers.values():
+            for peer in node._peers.members.values():
                 _break_bulk(peer)
 
     def _end(self) -> None:
@@ -94,7 +94,9 @@ class MembersHistory(History):
             if node.member.id not in ids:
                 is_removed = node.member.id in final.removed
                 # Who has never heard of anybody waits to be let in, and is told then.
-                assert not (is_removed and node._peers), f"{name} was removed and is not told"
+                assert not (is_removed and node._peers.members), (
+                    f"{name} was removed and is not told"
+                )
                 self._crash(name)
         remaining = self._remaining = sorted(cluster.nodes)
         assert len(remaining) == len(ids), f"{remaining} run, and {final} is committed"

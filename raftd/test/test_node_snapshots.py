@@ -173,7 +173,7 @@ class SnapshotCase(ClusterTestCase):
 
     def cut_cable(self, cluster: Cluster[Any], leader: str, name: str) -> None:
         """The connection for snapshots from `leader` to `name` breaks, and is made anew."""
-        peer = cluster.nodes[leader]._peers[cluster.members[name].id]
+        peer = cluster.nodes[leader]._peers.members[cluster.members[name].id]
         assert isinstance(peer, MemoryPeer)
         peer.bulk._break("the test has cut the cable")
 

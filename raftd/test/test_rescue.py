@@ -327,7 +327,7 @@ class FormerMembersTests(RescueCase):
         former = [await self.restarted(one), await self.restarted(two)]
         await until(lambda: status_of(former[0]).leader, "their leader")
         for server in former:
-            peer = node_of(server)._peers[status_of(rescued).member.id]
+            peer = node_of(server)._peers.members[status_of(rescued).member.id]
             await until(lambda: peer.refusal, "a refusal")  # noqa: B023
             self.assertIn("cluster", peer.refusal)
             self.assertFalse(peer.connected)
@@ -539,7 +539,7 @@ class CrashTests(RescueCase):
         former = [await self.restarted(one), await self.restarted(two)]
         await until(lambda: status_of(former[0]).leader, "their leader")
         lost = await self.start(directory, request_timeout_ms=500)
-        for peer in node_of(lost)._peers.values():
+        for peer in node_of(lost)._peers.members.values():
             await until(lambda: peer.refusal, "a refusal")  # noqa: B023
             self.assertIn("cluster", peer.refusal)
         with self.assertRaises(NoQuorum):

@@ -222,7 +222,7 @@ class JoinTests(ServerTestCase):
         stranger = self.server()
         await stranger.take_name(name_of(two))
         await stranger.initialize()
-        (peer,) = node_of(one)._peers.values()
+        (peer,) = node_of(one)._peers.members.values()
         await until(lambda: peer.refusal, "a refusal")
         self.assertIn("cluster", peer.refusal)
         self.assertIn(name_of(two), peer.refusal)

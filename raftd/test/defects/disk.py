@@ -152,8 +152,8 @@ DISK = (
         "node-goes-on-without-its-log",
         "A node whose log has failed goes on.",
         "node.py",
-        "self._storage.start(self._persisted, self.fail",
-        "self._storage.start(self._persisted, lambda reason: None",
+        "self._disk.start(self.fail)",
+        "self._disk.start(lambda reason: None)",
     ),
     Defect(
         47,
@@ -211,8 +211,10 @@ DISK = (
         "leader-without-room-leads-on",
         "A leader whose disk is full does not let a voter lead that has room.",
         RAFT,
-        "            leadership.transfer(successor, now)\n\n    @property",
-        "            pass\n\n    @property",
+        "            self._relief_due = now + NO_SPACE_TIMEOUTS "
+        "* self.settings.election_timeout_s\n"
+        "            leadership.transfer(successor, now)\n",
+        "            pass\n",
     ),
     Defect(
         48,
@@ -343,7 +345,7 @@ DISK = (
         50,
         "answered-when-queued",
         "The driver reports a write as durable when it hands it to storage.",
-        "node.py",
+        "disk.py",
         "                write.number, write.hard_state, write.entries, write.base, "
         "write.commit_index\n            )\n",
         "                write.number, write.hard_state, write.entries, write.base, "
