@@ -169,6 +169,7 @@ class Node:
             storage,
             snapshots,
             snapshot_threshold_bytes,
+            random=random,
             wake=self._wake,
             defect=self._defect,
             on_taken=lambda metadata: self._observers.tell(SnapshotTaken(metadata)),

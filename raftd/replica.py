@@ -71,9 +71,10 @@ class ReplicaOptions(msgspec.Struct, frozen=True):
     """
     The timing and the bounds of a member; the same for all, by convention.
 
-    Intervals in milliseconds.  A snapshot is taken when the log has grown by
-    `snapshot_threshold_bytes`, and by the size of the last one; this many
-    entries stay in the log behind it for members that are slow.
+    Intervals in milliseconds.  A snapshot is taken at the latest when the log
+    has grown by `snapshot_threshold_bytes`, and by the size of the last one
+    (`raftd.snapshotting.LEAST_SHARE`); this many entries stay in the log behind
+    it for members that are slow.
     """
 
     heartbeat_interval_ms: int = 100

@@ -24,7 +24,7 @@ from raftd.core.messages import (
     InstallSnapshotResponse,
     MemberId,
 )
-from raftd.core.raft import Raft
+from raftd.core.raft import Raft, Random
 from raftd.core.ready import Piece
 from raftd.core.snapshot import SnapshotMetadata
 from raftd.errors import Fatal, RaftdError, SnapshotDamaged, Stopped, StorageFailed
@@ -37,9 +37,13 @@ from raftd.interfaces import (
     IStateMachine,
 )
 
-#: A snapshot is taken when the log has grown by this much since the last one,
-#: or by the size of the last one if that is more.
+#: A snapshot is taken at the latest when the log has grown by this much since the
+#: last one, or by the size of the last one if that is more.
 DEFAULT_THRESHOLD_BYTES = 64 << 20
+#: The least share of that at which one is taken.  Each member draws its own for
+#: each snapshot: their logs grow alike, and if all of them were busy with theirs
+#: at the same time, there would be no quorum that is not.
+LEAST_SHARE = 0.5
 #: When it is tried again after one that could not be written, as on a full disk:
 #: the next one gives the room of the log back, so it must not wait for more writes.
 TAKE_RETRY_S = 30.0
@@ -81,6 +85,7 @@ class Snapshotter:
         store: ISnapshotStore,
         threshold_bytes: int,
         *,
+        random: Random,
         wake: Callable[[], None],
         defect: Callable[[Failure], None],
         on_taken: Callable[[SnapshotMetadata], None],
@@ -88,6 +93,7 @@ class Snapshotter:
     ) -> None:
         """`wake` asks for a turn; `defect` takes the errors that stop the node."""
         self._clock = clock
+        self._random = random
         self._raft = raft
         self._applier = applier
         self._state_machine = state_machine
@@ -99,7 +105,8 @@ class Snapshotter:
         self._on_taken = on_taken
         self._on_restored = on_restored
         self._bytes_since = 0
-        self._last_size = 0
+        #: With how many of them the next one is taken.
+        self._due_bytes = self._draw_due(0)
         self._taking = False
         self._take_not_before = self._replace_not_before = -math.inf
         #: What is to be restored, and what is being restored.
@@ -132,15 +139,17 @@ class Snapshotter:
         """Count what has been applied since the last snapshot."""
         self._bytes_since += len(entry.data) + ENTRY_OVERHEAD_BYTES
 
+    def _draw_due(self, last_size: int) -> int:
+        share = LEAST_SHARE + (1 - LEAST_SHARE) * self._random.random()
+        return math.ceil(share * max(self._threshold_bytes, last_size))
+
     def take_if_due(self) -> None:
         """
         Begin to take a snapshot if the log has grown enough, or in place of a
         newest one that is damaged: what that holds is nowhere else but in memory,
         so that this does not wait because another one has failed before.
         """
-        has_grown = (
-            self._bytes_since >= self._threshold_bytes and self._bytes_since >= self._last_size
-        )
+        has_grown = self._bytes_since >= self._due_bytes
         if (
             (
                 (self._store.is_damaged and self._may_replace())
@@ -182,7 +191,7 @@ class Snapshotter:
         finally:
             self._taking = False
         if not self._stopped:
-            self._last_size = size
+            self._due_bytes = self._draw_due(size)
             self._compact(index)
             self._on_taken(metadata)
 
@@ -336,7 +345,7 @@ class Snapshotter:
         if self._stopped or reader is None:
             return
         metadata = reader.metadata
-        self._bytes_since, self._last_size = 0, reader.size
+        self._bytes_since, self._due_bytes = 0, self._draw_due(reader.size)
         self._applier.restored(metadata)
         self._compact(metadata.last_included_index)
         self._on_restored(metadata)

@@ -268,11 +268,12 @@ class Leadership:
         if self._successor != NOBODY or len(self.reads):
             return True
         last_index, no_notice = self._log.last_index, self._notice_due == math.inf
-        return any(
-            (progress.next_index <= last_index and progress.may_send())
-            or (no_notice and self._lacks_notice(progress, commit_index))
-            for progress in self.progress.values()
-        )
+        for progress in self.progress.values():
+            if progress.next_index <= last_index and progress.may_send():
+                return True
+            if no_notice and self._lacks_notice(progress, commit_index):
+                return True
+        return False
 
     def _append_entries(
         self, member_id: MemberId, progress: Progress, commit_index: int

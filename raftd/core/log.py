@@ -24,6 +24,7 @@ class Log:
     Invariants, checked by `raftd.core.invariants`:
 
     - `base_index <= persisted_index <= written_index <= last_index`
+    - `last_index` is `base_index` and the number of entries
     - the entry at list position i has index `base_index + 1 + i`
     - terms and times never decrease along the log
     """
@@ -36,6 +37,7 @@ class Log:
         self.base_term = base_term
         self._base_time_ms = 0
         self._entries = list(entries)
+        self.last_index = base_index + len(entries)
         #: Lists that are not part of the log any more, to be let go of by `free`.
         self._dropped: list[list[Entry]] = []
         self.written_index = self.persisted_index = self.last_index
@@ -47,10 +49,6 @@ class Log:
     @property
     def first_index(self) -> int:
         return self.base_index + 1
-
-    @property
-    def last_index(self) -> int:
-        return self.base_index + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -113,6 +111,7 @@ class Log:
     def append(self, entries: Sequence[Entry]) -> None:
         """Entries that follow the last one."""
         self._entries.extend(entries)
+        self.last_index += len(entries)
 
     def truncate(self, first_removed: int) -> None:
         """
@@ -122,7 +121,7 @@ class Log:
         must acknowledge only what is left of it.
         """
         del self._entries[first_removed - self.base_index - 1 :]
-        kept = first_removed - 1
+        kept = self.last_index = first_removed - 1
         self.written_index = min(self.written_index, kept)
         self.persisted_index = min(self.persisted_index, kept)
         self._writes = deque((number, min(last, kept)) for number, last in self._writes)
@@ -189,7 +188,7 @@ class Log:
         self._entries = []
         self.base_index, self.base_term = index, snapshot.last_included_term
         self._base_time_ms = snapshot.time_ms
-        self.written_index = self.persisted_index = index
+        self.last_index = self.written_index = self.persisted_index = index
         self._writes = deque((number, index) for number, _ in self._writes)
         self._reset = True
 

@@ -32,7 +32,7 @@ def quorum_value(
     `values` has one for each voter.  With `match_index` as the value this is
     the index up to which a quorum holds the log (paper 5.3).
     """
-    return min((_majority_value(voters, values, none) for voters in majorities), default=none)
+    return min([_majority_value(voters, values, none) for voters in majorities], default=none)
 
 
 def _majority_value(
@@ -40,5 +40,5 @@ def _majority_value(
 ) -> Number:
     if not voters:
         return none
-    descending = sorted((values[v] for v in voters), reverse=True)
+    descending = sorted([values[v] for v in voters], reverse=True)
     return descending[len(descending) // 2]

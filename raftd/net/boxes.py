@@ -450,7 +450,12 @@ class BoxConnection(Protocol):
                 self._missing = stop - end
                 break
             if key is None:
-                self._key = self._checked_key(data[start:stop])
+                key = data[start:stop]
+                if key in self._box:
+                    raise ProtocolViolation("a box with the same key twice")
+                if len(self._box) >= MAX_BOX_KEYS:
+                    raise ProtocolViolation(f"a box of more than {MAX_BOX_KEYS} keys")
+                self._key = key
             else:
                 self._box[key] = data[start:stop]
                 self._key = None
@@ -458,13 +463,6 @@ class BoxConnection(Protocol):
             offset = stop
         if offset < end:
             self._pending += data[offset:] if offset else data
-
-    def _checked_key(self, key: bytes) -> bytes:
-        if key in self._box:
-            raise ProtocolViolation("a box with the same key twice")
-        if len(self._box) >= MAX_BOX_KEYS:
-            raise ProtocolViolation(f"a box of more than {MAX_BOX_KEYS} keys")
-        return key
 
     def _end_of_box(self) -> None:
         box, size = self._box, self._box_bytes + 2

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, NewType, cast, get_type_hints
 
 import msgspec
+from msgspec.structs import astuple
 from twisted.protocols import amp
 
 from raftd.core import messages
@@ -264,9 +265,8 @@ class _Fields:
         self, struct: type[msgspec.Struct], arguments: list[tuple[bytes, amp.Argument]]
     ) -> None:
         self.struct = struct
-        self._writers: list[tuple[str, bytes, Callable[[Any], bytes]]] = [
-            (name.decode("ascii"), _string(name), argument.toString)
-            for name, argument in arguments
+        self._writers: list[tuple[bytes, Callable[[Any], bytes]]] = [
+            (_string(name), argument.toString) for name, argument in arguments
         ]
         self._readers: list[tuple[bytes, Callable[[bytes], Any], bool]] = [
             (name, argument.fromString, isinstance(argument, Payload))
@@ -275,21 +275,21 @@ class _Fields:
 
     def write(self, parts: list[bytes], value: msgspec.Struct) -> None:
         """Append the serialized fields of `value` to `parts`."""
-        for attribute, key, to_string in self._writers:
-            data = to_string(getattr(value, attribute))
-            if len(data) < 256:
-                parts += (key, _SHORT_LENGTHS[len(data)], data)
-            elif len(data) <= MAX_VALUE_BYTES:
-                parts += (key, len(data).to_bytes(2, "big"), data)
-            elif len(data) <= MAX_PAYLOAD_BYTES:
-                self._write_long(parts, attribute, data)
+        for (key, to_string), item in zip(self._writers, astuple(value), strict=True):
+            data = to_string(item)
+            size = len(data)
+            if size < 256:
+                parts += (key, _SHORT_LENGTHS[size], data)
+            elif size <= MAX_VALUE_BYTES:
+                parts += (key, size.to_bytes(2, "big"), data)
+            elif size <= MAX_PAYLOAD_BYTES:
+                self._write_long(parts, key[2:], data)
             else:
-                raise ValueError(f"{attribute} has {len(data)} bytes, which is too long")
+                raise ValueError(f"{key[2:]!r} has {size} bytes, which is too long")
 
-    def _write_long(self, parts: list[bytes], attribute: str, data: bytes) -> None:
+    def _write_long(self, parts: list[bytes], name: bytes, data: bytes) -> None:
         for number, start in enumerate(range(0, len(data), MAX_VALUE_BYTES)):
-            key = f"{attribute}.{number}" if number else attribute
-            parts.append(_string(key.encode("ascii")))
+            parts.append(_string(b"%b.%d" % (name, number) if number else name))
             parts.append(_string(data[start : start + MAX_VALUE_BYTES]))
 
     def read(self, box: Mapping[bytes, bytes]) -> Any:

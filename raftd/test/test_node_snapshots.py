@@ -7,6 +7,7 @@ Numbers in names are those of the list of defects that other systems have shippe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -336,6 +337,44 @@ class CatchUpTests(SnapshotCase):
         )
 
 
+class WhenTests(SnapshotCase):
+    THRESHOLD_BYTES = 200 * ENTRY_BYTES
+
+    def taken(self) -> list[int]:
+        """With how many bytes of log each member has taken its first snapshot."""
+        cluster, leader, _ = self.led(
+            3,
+            Journal,
+            seed=5,
+            snapshot_threshold_bytes=self.THRESHOLD_BYTES,
+            snapshot_tail_entries=5,
+        )
+        first: dict[str, int] = {}
+        for name, node in cluster.nodes.items():
+
+            def told(event: Event, name: str = name) -> None:
+                if isinstance(event, SnapshotTaken):
+                    index = event.metadata.last_included_index
+                    first.setdefault(name, index * ENTRY_BYTES)
+
+            node.observe(told)
+        self.write_many(cluster, leader, 210)
+        cluster.advance_until(lambda: len(first) == 3)
+        return sorted(first.values())
+
+    def test_members_take_theirs_at_different_times(self) -> None:
+        """Else all of a quorum would be slow at the same time."""
+        one, _, last = self.taken()
+        self.assertGreaterEqual(one, self.THRESHOLD_BYTES * snapshotting.LEAST_SHARE)
+        self.assertGreater(last - one, 40 * ENTRY_BYTES)
+        self.assertLessEqual(last, self.THRESHOLD_BYTES + 10 * ENTRY_BYTES)
+
+    def test_without_shares_they_would_do_so_together(self) -> None:
+        self.patch(snapshotting, "LEAST_SHARE", 1.0)
+        one, _, last = self.taken()
+        self.assertLessEqual(last - one, 5 * ENTRY_BYTES)
+
+
 class CloseTogetherTests(SnapshotCase):
     def test_42_many_snapshots_while_one_is_sent(self) -> None:
         """By the time that it has one, the log behind that is gone again."""
@@ -508,6 +547,7 @@ class BrokenOffTests(SnapshotCase):
             never,
             snapshots,
             0,
+            random=Random(1),
             wake=lambda: None,
             defect=self.fail,
             on_taken=never,
@@ -724,6 +764,11 @@ class LateTests(SnapshotCase):
 
 class BesideTheWorkTests(SnapshotCase):
     """45, 53: heartbeats and writes go on while a large state is written or read."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # So that it is known how large it is.
+        self.patch(snapshotting, "LEAST_SHARE", 1.0)
 
     def _term_after(
         self, slices: int, slice_s: float, restoring: bool

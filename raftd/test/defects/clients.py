@@ -169,8 +169,8 @@ CLIENTS = (
         "time-of-the-snapshot-is-lost",
         "Behind a snapshot the cluster's clock begins anew.",
         "core/log.py",
-        "        self._base_time_ms = snapshot.time_ms\n        self.written_index",
-        "        self.written_index",
+        "        self._base_time_ms = snapshot.time_ms\n        self.last_index",
+        "        self.last_index",
         also=("test_41_a_log_is_fitted_to_its_snapshot",),
     ),
 )

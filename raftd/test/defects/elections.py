@@ -227,8 +227,8 @@ ELECTIONS = (
         "either-majority-commits",
         "In a joint configuration a majority of either half commits.",
         "core/quorum.py",
-        "return min((_majority_value(",
-        "return max((_majority_value(",
+        "return min([_majority_value(",
+        "return max([_majority_value(",
         seeds=60,
     ),
     Defect(
