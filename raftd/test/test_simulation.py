@@ -23,18 +23,19 @@ from twisted.trial.unittest import SynchronousTestCase
 from raftd.core.messages import Command, HardState
 from raftd.errors import Compacted, InvariantViolated
 from raftd.kv.database import Database
+from raftd.node import SPACE_RETRY_S
 from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
 from raftd.test.simulation import plan as plans
 from raftd.test.simulation.__main__ import Figures, command_of, report
-from raftd.test.simulation.disk import LOG, Durable, HostDisk, Write
+from raftd.test.simulation.disk import JOB_S, LOG, DiskWorker, Durable, HostDisk, Write
 from raftd.test.simulation.hosts import Machine
 from raftd.test.simulation.invariants import DIGEST_EVERY, Invariants
 from raftd.test.simulation.plan import FLIP, KINDS, Plan
-from raftd.test.simulation.run import Outcome, Simulation, run_seed
+from raftd.test.simulation.run import STEP_S, Outcome, Simulation, run_seed
 from raftd.test.simulation.shrink import shrink
-from raftd.test.simulation.world import World
+from raftd.test.simulation.world import ProcessClock, World
 
 #: The seeds of every run of the tests.
 SEEDS = range(1, 81)
@@ -128,6 +129,20 @@ class RuleTests(SynchronousTestCase):
         with self.assertRaisesRegex(InvariantViolated, "match_index never decreases"):
             simulation.run()
 
+    def test_what_does_not_come_about_in_time(self) -> None:
+        """Within so many timeouts; behind a disk that was full, from when that is known."""
+        for was_full in (False, True):
+            simulation = Simulation(Plan(RICH[0], []))
+            simulation.world.run(10.0)
+            if was_full:
+                simulation.space_since_s = 10.0
+            with self.assertRaisesRegex(AssertionError, "not within 3 timeouts: never"):
+                simulation._within(3, lambda: False, "never")
+            rate = simulation.plan.slowest_rate
+            bound_s = (3 * 0.6 + was_full * SPACE_RETRY_S) / rate
+            late_s = simulation.world.now - 10.0 - bound_s
+            self.assertLess(abs(late_s), 2 * STEP_S)
+
     def test_a_vote_that_takes_the_place_of_another(self) -> None:
         durable = Durable(HardState(4, 1), ())
         for number, (hard_state, is_good) in enumerate(
@@ -177,6 +192,21 @@ class RuleTests(SynchronousTestCase):
         self.patch(Database, "watch", watch)
         found = (run_seed(seed).violation for seed in range(1, 20))
         self.assertRegex(next(filter(None, found)), "^compacted to .* was asked for")
+
+    def test_a_disk_is_quick_again_for_what_is_under_way(self) -> None:
+        """Else a flush that has begun lasts for seconds when nothing goes wrong any more."""
+        world = World(1)
+        disk, done = HostDisk(world), []
+        worker = DiskWorker(ProcessClock(world, 1.0, 0.0, lambda: None), disk)
+        disk.slowness = 1000.0
+        worker.do(lambda: done.append(world.now))
+        disk.slowness = 1.0
+        worker.hurry()
+        world.run(JOB_S[1])
+        self.assertEqual(len(done), 1)
+        worker.hurry()
+        world.run(10.0)
+        self.assertEqual(len(done), 1)
 
     def test_a_disk_gets_full_within_a_write(self) -> None:
         disk = HostDisk(World(1))
