@@ -24,7 +24,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from raftd.test.chaos import nemesis
 from raftd.test.chaos.clients import Client
 from raftd.test.chaos.faults import Fault
-from raftd.test.chaos.locks import Event, judge
+from raftd.test.chaos.locks import TTL_S, Event, judge
 from raftd.test.chaos.network import between, both_ways
 from raftd.test.chaos.proxy import Proxies
 from raftd.test.chaos.raftd_system import _condition, _events
@@ -188,7 +188,29 @@ class LockTests(SynchronousTestCase):
     def test_two_hold(self) -> None:
         events = [Event("held", 0, 5, 0.0), Event("held", 1, 7, 0.1)]
         self.assertEqual(judge(events).wrong, ["7 holds, and 5 still does"])
-        self.assertEqual(judge(events, clocks_agree=False).wrong, [])
+
+    def test_two_hold_where_clocks_differ(self) -> None:
+        """Up to one lease behind, and then neither of those."""
+        events = [
+            Event("held", 0, 5, 0.0),
+            Event("held", 1, 7, 20.0),
+            Event("ended", 1, 7, 21.0),
+            Event("held", 2, 9, 30.0),
+        ]
+        first, second = "7 holds, and 5 still does", "9 holds, and 5 still does"
+        for window, wrong in (
+            ((19.0, 20.5), [second]),
+            ((10.0, 20.0 - TTL_S + 0.1), [second]),
+            ((10.0, 20.0 - TTL_S - 0.1), [first, second]),
+            ((20.1, 20.5), [first, second]),
+            ((19.0, 28.0), []),
+        ):
+            self.assertEqual(judge(events, [window]).wrong, wrong, str(window))
+
+    def test_token_goes_back_where_clocks_differ(self) -> None:
+        events = [Event("held", 0, 7, 0.0), Event("ended", 0, 7, 0.1), Event("held", 1, 5, 9.0)]
+        self.assertEqual(judge(events, [(8.0, 8.5)]).wrong, [])
+        self.assertEqual(judge(events, [(4.0, 5.0)]).wrong, ["token 5 came after 7"])
 
     def test_token_goes_back(self) -> None:
         events = [
@@ -201,8 +223,8 @@ class LockTests(SynchronousTestCase):
     def test_guarded_write_goes_back(self) -> None:
         """Whatever clocks do: the store itself is the judge of who holds."""
         events = [Event("put", 0, 5, 0.0, before=7)]
-        for clocks_agree in (True, False):
-            self.assertEqual(judge(events, clocks_agree).wrong, ["token 5 was put after 7"])
+        for windows in ([], [(0.0, 9.0)]):
+            self.assertEqual(judge(events, windows).wrong, ["token 5 was put after 7"])
 
     def test_guarded_write_is_lost(self) -> None:
         """Acknowledged, and the next one has not found it."""
@@ -211,8 +233,8 @@ class LockTests(SynchronousTestCase):
             Event("put", 0, 5, 0.1, before=5),
             Event("put", 1, 7, 0.2, before=3),
         ]
-        for clocks_agree in (True, False):
-            self.assertEqual(judge(events, clocks_agree).wrong, ["token 7 found 3, not 5"])
+        for windows in ([], [(0.0, 9.0)]):
+            self.assertEqual(judge(events, windows).wrong, ["token 7 found 3, not 5"])
         # What was acknowledged late was put before.
         late = [Event("put", 1, 7, 0.0, before=5), Event("put", 0, 5, 0.1)]
         self.assertEqual(judge(late).wrong, [])

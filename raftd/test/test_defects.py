@@ -21,6 +21,9 @@ SAMPLE = {
     "log-is-not-flushed",
 }
 
+#: A test that fails with words of its own when a node stops.
+SWALLOWING = "raftd.test.test_node:test_20_replication_starts_at_once"
+
 #: Changes nothing at all.
 HARMLESS = Defect(
     4,
@@ -82,3 +85,20 @@ class TrialTests(SynchronousTestCase):
             outcome = try_one(garden, Catchers(), slip)
         self.assertFalse(outcome.caught, str(outcome))
         self.assertIn("badly written", outcome.how)
+
+    def test_a_slip_that_a_node_swallows_is_no_catch(self) -> None:
+        """The node stops, and a test that expects something of it fails with other words."""
+        by_name, by_type = (
+            Defect(
+                *(NO_PITFALL, "slip", "Nothing.", "applier.py"),
+                "            self._entries.popleft()\n",
+                f"            self._entries.popleft({new})\n",
+            )
+            for new in ("nowhere", "1")
+        )
+        for slip, said in ((by_name, "NameError"), (by_type, "TypeError")):
+            with Garden() as garden, garden.planted(slip):
+                verdict = garden.run_tests([SWALLOWING])
+            self.assertTrue(verdict.failed)
+            self.assertTrue(verdict.slip, str(verdict))
+            self.assertIn(said, verdict.why)

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 from unittest import mock
 
+from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.core.messages import HardState
+from raftd.core.messages import Command, HardState
 from raftd.errors import Compacted, InvariantViolated
 from raftd.kv.database import Database
+from raftd.node import SPACE_RETRY_S
 from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
 from raftd.test.simulation import plan as plans
 from raftd.test.simulation.__main__ import Figures, command_of, report
-from raftd.test.simulation.disk import LOG, Durable, HostDisk, Write
+from raftd.test.simulation.disk import JOB_S, LOG, DiskWorker, Durable, HostDisk, Write
+from raftd.test.simulation.hosts import Machine
+from raftd.test.simulation.invariants import DIGEST_EVERY, Invariants
 from raftd.test.simulation.plan import FLIP, KINDS, Plan
-from raftd.test.simulation.run import Outcome, Simulation, run_seed
+from raftd.test.simulation.run import STEP_S, Outcome, Simulation, run_seed
 from raftd.test.simulation.shrink import shrink
-from raftd.test.simulation.world import World
+from raftd.test.simulation.world import ProcessClock, World
 
 #: The seeds of every run of the tests.
 SEEDS = range(1, 81)
@@ -122,6 +129,20 @@ class RuleTests(SynchronousTestCase):
         with self.assertRaisesRegex(InvariantViolated, "match_index never decreases"):
             simulation.run()
 
+    def test_what_does_not_come_about_in_time(self) -> None:
+        """Within so many timeouts; behind a disk that was full, from when that is known."""
+        for was_full in (False, True):
+            simulation = Simulation(Plan(RICH[0], []))
+            simulation.world.run(10.0)
+            if was_full:
+                simulation.space_since_s = 10.0
+            with self.assertRaisesRegex(AssertionError, "not within 3 timeouts: never"):
+                simulation._within(3, lambda: False, "never")
+            rate = simulation.plan.slowest_rate
+            bound_s = (3 * 0.6 + was_full * SPACE_RETRY_S) / rate
+            late_s = simulation.world.now - 10.0 - bound_s
+            self.assertLess(abs(late_s), 2 * STEP_S)
+
     def test_a_vote_that_takes_the_place_of_another(self) -> None:
         durable = Durable(HardState(4, 1), ())
         for number, (hard_state, is_good) in enumerate(
@@ -142,6 +163,23 @@ class RuleTests(SynchronousTestCase):
                 with self.assertRaisesRegex(AssertionError, "takes the place of"):
                     durable.persisted(number)
 
+    def test_a_state_that_differs_at_one_index(self) -> None:
+        """Whatever it is, and though it is gone when the next entry is applied."""
+        for harm in (_other_quota, _other_value, _other_lease, _other_record, _other_result):
+            simulation = Simulation(Plan(RICH[0], []))
+            with (
+                mock.patch.object(Invariants, "_check_state"),
+                mock.patch.object(Machine, "apply", _harmed_once(harm)),
+                self.assertRaisesRegex(
+                    AssertionError, "the states at index .* differ"
+                ) as found,
+            ):
+                simulation.run()
+            index = re.search(r"index (\d+)", str(found.exception))
+            assert index is not None
+            self.assertNotEqual(int(index[1]) % DIGEST_EVERY, 0, harm.__name__)
+            self.flushLoggedErrors(AssertionError)
+
     def test_what_nobody_has_compacted(self) -> None:
         """A watch that is told so has lost what it was to show."""
         begin = Database.watch
@@ -154,6 +192,21 @@ class RuleTests(SynchronousTestCase):
         self.patch(Database, "watch", watch)
         found = (run_seed(seed).violation for seed in range(1, 20))
         self.assertRegex(next(filter(None, found)), "^compacted to .* was asked for")
+
+    def test_a_disk_is_quick_again_for_what_is_under_way(self) -> None:
+        """Else a flush that has begun lasts for seconds when nothing goes wrong any more."""
+        world = World(1)
+        disk, done = HostDisk(world), []
+        worker = DiskWorker(ProcessClock(world, 1.0, 0.0, lambda: None), disk)
+        disk.slowness = 1000.0
+        worker.do(lambda: done.append(world.now))
+        disk.slowness = 1.0
+        worker.hurry()
+        world.run(JOB_S[1])
+        self.assertEqual(len(done), 1)
+        worker.hurry()
+        world.run(10.0)
+        self.assertEqual(len(done), 1)
 
     def test_a_disk_gets_full_within_a_write(self) -> None:
         disk = HostDisk(World(1))
@@ -276,6 +329,75 @@ class DefectTests(SynchronousTestCase):
                     verdict = garden.run_simulation(seeds)
                 self.assertTrue(verdict.failed, f"{name} was not found by {verdict.ran} seeds")
                 self.assertFalse(verdict.slip, f"{name} is badly written: {verdict.why}")
+
+
+def _harmed_once(harm: Callable[[Machine], Callable[[], None] | None]) -> Any:
+    """
+    `Machine.apply`, after which one node's state is not what it should be, once
+    and until the next entry is applied.  `harm` returns what makes it good again.
+    """
+    apply = Machine.apply
+    mends: list[Callable[[], None]] = []
+
+    def harmed(machine: Machine, index: int, time_ms: int, command: Command) -> Any:
+        if len(mends) == 1:
+            mends.append(mends[0])
+            mends[0]()
+        result = apply(machine, index, time_ms, command)
+        is_there = machine._process.host.id == 2 and index % DIGEST_EVERY
+        if is_there and not mends and isinstance(result, bytes):
+            mend = harm(machine)
+            if mend is not None:
+                mends.append(mend)
+        return result
+
+    return harmed
+
+
+def _replaced(container: Any, key: Any, value: Any) -> Callable[[], None]:
+    old, container[key] = container[key], value
+    return partial(container.__setitem__, key, old)
+
+
+def _other_quota(machine: Machine) -> Callable[[], None]:
+    store = machine._process.store
+    store.quota_bytes += 1
+
+    def mend() -> None:
+        store.quota_bytes -= 1
+
+    return mend
+
+
+def _other_value(machine: Machine) -> Callable[[], None] | None:
+    """What a key has is not what the history says."""
+    for shard in machine._process.store._versions._records:
+        for key, record in shard.items():
+            return _replaced(shard, key, replace(record, value=b"another"))
+    return None
+
+
+def _other_lease(machine: Machine) -> Callable[[], None] | None:
+    leases = machine._process.store._versions.leases._granted
+    for id, lease in leases.items():
+        return _replaced(leases, id, replace(lease, ttl_ms=lease.ttl_ms + 1))
+    return None
+
+
+def _other_record(machine: Machine) -> Callable[[], None] | None:
+    """An idempotency key was used for something else."""
+    table: Any = machine._process.service.machine._table
+    for shard in table.records._shards:
+        for name, record in shard.items():
+            return _replaced(shard, name, b"else" + record[4:])
+    return None
+
+
+def _other_result(machine: Machine) -> Callable[[], None] | None:
+    for session in machine._table.values():
+        for sequence in session.results:
+            return _replaced(session.results, sequence, b"another")
+    return None
 
 
 def _run(*arguments: str, environment: dict[str, str] | None = None) -> str:

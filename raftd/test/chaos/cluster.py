@@ -48,6 +48,8 @@ class Cluster:
         self.wire = Wire(self.names)
         #: Nodes whose flushes fail, and that must end for it.
         self.failing: list[Node] = []
+        #: Since when clocks of a node run at another rate; None: they do not.
+        self.clocks_differ_since_s: float | None = None
 
     def start(self) -> None:
         """All of them, as members that know a leader."""
@@ -77,6 +79,9 @@ class Cluster:
             if node.rate != 1.0:
                 node.kill()
                 node.rate = 1.0
+        since_s, self.clocks_differ_since_s = self.clocks_differ_since_s, None
+        if since_s is not None:
+            self.tally.clocks_differed.append((since_s, time.monotonic()))
         for node in self.failing:
             self._check_failed(node)
         self.failing.clear()

@@ -127,6 +127,7 @@ def clock_step(cluster: Cluster, random: Random) -> bool:
 def clock_rate(cluster: Cluster, random: Random) -> bool:
     """All clocks of one node run at another rate, from a restart to the next one."""
     node = _target(cluster, random)
+    cluster.clocks_differ_since_s = time.monotonic()
     node.kill()
     node.rate = random.choice(RATES)
     node.start()

@@ -285,7 +285,7 @@ class Run:
         if self._locker is None:
             return 0
         events = locks.read(self._lock_file.read_bytes())
-        verdict = locks.judge(events, clocks_agree=not self._tally.faults["clock rate"])
+        verdict = locks.judge(events, self._tally.clocks_differed)
         for text in verdict.wrong:
             self._tally.violation(f"locks: {text}")
         if not verdict.held:

@@ -19,6 +19,8 @@ class Tally:
         self.violations: list[str] = []
         self._acknowledged_s: list[float] = []
         self._windows: list[tuple[float, float]] = []
+        #: From when to when clocks of a node ran at another rate.
+        self.clocks_differed: list[tuple[float, float]] = []
 
     def end(self, how: str, is_write: bool) -> None:
         """An operation has ended: "ok", "fail" or "unknown"."""

@@ -1,11 +1,12 @@
 """
 Runs tests in a process of its own, against whatever copy of raftd it finds.
 
-    python -m raftd.test.defects.child tests NAME...    # modules, or single tests
-    python -m raftd.test.defects.child seeds COUNT
-    python -m raftd.test.defects.child simulation COUNT
+    python -m raftd.test.defects.child PATCH tests NAME...    # modules, or single tests
+    python -m raftd.test.defects.child PATCH seeds COUNT
+    python -m raftd.test.defects.child PATCH simulation COUNT
 
-The last line of its output is a `Verdict` as JSON.
+`PATCH` is a `Patch` as JSON: where this copy differs from what ships.  The last
+line of the output is a `Verdict` as JSON.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import io
 import re
 import signal
 import sys
+import traceback
 import unittest
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+from twisted.python.failure import Failure
 from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
@@ -28,6 +31,9 @@ _SLIP = re.compile(
     r"\b(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError)\b"
     r"|object has no attribute"
 )
+
+#: The same as classes; see `Slips` for where they must be raised.
+_SLIPS = (NameError, AttributeError, TypeError, ImportError)
 
 
 class Verdict(msgspec.Struct):
@@ -39,8 +45,58 @@ class Verdict(msgspec.Struct):
     failed: str = ""
     #: Its last words.
     why: str = ""
-    #: It failed because the defect itself is badly written.
+    #: The defect itself is badly written: that is why it failed, if it did.
     slip: bool = False
+
+
+class Patch(msgspec.Struct, frozen=True):
+    """The file that a defect is in, and its first and last line there."""
+
+    path: str
+    first: int
+    last: int
+
+
+#: There is no defect.
+NO_PATCH = Patch("", 0, 0)
+
+
+class Slips:
+    """
+    Sees each error of which Twisted makes a `Failure`, whoever swallows it: what
+    a node stops for may reach a test as a request that was never answered.
+
+    `seen` is the first that comes of the text of the defect itself: an unknown
+    name anywhere in its module, for what gave the name may be what it took away;
+    or an error of types, attributes and imports raised in its own lines.  `None`
+    there where something was is likely meant, but no rule can tell that: such a
+    defect has to be written so that it does harm without an error.
+    """
+
+    def __init__(self, patch: Patch) -> None:
+        self._patch = patch
+        self.seen = ""
+
+    def watch(self) -> None:
+        """From now on."""
+        # As any class: its signature is of no interest here.
+        failures: Any = Failure
+        begin = failures.__init__
+
+        def begun(failure: Failure, *args: Any, **kw: Any) -> None:
+            begin(failure, *args, **kw)
+            if isinstance(failure.value, _SLIPS) and not self.seen:
+                self._look(failure.value)
+
+        failures.__init__ = begun
+
+    def _look(self, error: BaseException) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or frames[-1].filename != self._patch.path:
+            return
+        line = frames[-1].lineno or 0
+        if isinstance(error, NameError) or self._patch.first <= line <= self._patch.last:
+            self.seen = f"{error!r} in line {line}"
 
 
 class _FirstFailure(Reporter):
@@ -105,16 +161,20 @@ def run_simulation(count: int) -> Verdict:
     return Verdict(count)
 
 
-def main(what: str, *arguments: str) -> None:
+def main(patch: str, what: str, *arguments: str) -> None:
     # A shell that starts something in the background has it ignored, and so
     # would every process that a test starts and means to interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    slips = Slips(msgspec.json.decode(patch, type=Patch))
+    slips.watch()
     if what == "tests":
         verdict = run_tests(arguments)
     elif what == "seeds":
         verdict = run_seeds(int(arguments[0]))
     else:
         verdict = run_simulation(int(arguments[0]))
+    if slips.seen:
+        verdict.slip, verdict.why = True, f"{slips.seen} {verdict.why}".rstrip()
     print()
     print(msgspec.json.encode(verdict).decode())
 

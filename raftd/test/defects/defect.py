@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Final, NamedTuple
 
 #: The number of a defect that no pitfall tells of: `also` names the tests for it.
@@ -49,3 +50,21 @@ def put_in(defect: Defect, source: str) -> str:
             f"{defect.label}: its text is in raftd/{defect.module} {count} times, not once"
         )
     return source.replace(defect.old, defect.new)
+
+
+def lines_of(defect: Defect, source: str) -> tuple[int, int]:
+    """
+    The first and the last line of what `defect` writes into `source`, and of the
+    statements that it writes into: an error may name the line where one begins.
+    """
+    before = source[: source.index(defect.old)]
+    text = defect.new.rstrip("\n")
+    first = before.count("\n") + 1 + (len(text) - len(text.lstrip("\n")))
+    last = max(first, before.count("\n") + 1 + text.count("\n"))
+    touched = [
+        (node.lineno, node.end_lineno or node.lineno)
+        for node in ast.walk(ast.parse(put_in(defect, source)))
+        if isinstance(node, ast.stmt) and not hasattr(node, "body")
+        if node.lineno <= last and (node.end_lineno or node.lineno) >= first
+    ]
+    return min([first, *(n for n, _ in touched)]), max([last, *(n for _, n in touched)])

@@ -24,8 +24,8 @@ from types import TracebackType
 import msgspec
 
 import raftd
-from raftd.test.defects.child import Verdict
-from raftd.test.defects.defect import Defect, put_in
+from raftd.test.defects.child import NO_PATCH, Patch, Verdict
+from raftd.test.defects.defect import Defect, lines_of, put_in
 
 ROOT = Path(raftd.__file__).parent
 
@@ -83,6 +83,7 @@ class Garden:
         shutil.copy(ROOT.parent / plugin, self._tree / plugin)
         self._work = self._tree / "work"
         self._work.mkdir()
+        self._patch = NO_PATCH
 
     @property
     def tree(self) -> Path:
@@ -106,9 +107,11 @@ class Garden:
         path = self._tree / "raftd" / defect.module
         source = path.read_text(encoding="utf-8")
         self._replace(path, put_in(defect, source))
+        self._patch = Patch(str(path), *lines_of(defect, source))
         try:
             yield
         finally:
+            self._patch = NO_PATCH
             self._replace(path, source)
 
     def _replace(self, path: Path, source: str) -> None:
@@ -127,7 +130,11 @@ class Garden:
 
     def _run(self, patience_s: float, *arguments: str) -> Verdict:
         child = subprocess.Popen(
-            [sys.executable, "-m", "raftd.test.defects.child", *arguments],
+            [
+                *(sys.executable, "-m", "raftd.test.defects.child"),
+                msgspec.json.encode(self._patch).decode(),
+                *arguments,
+            ],
             cwd=self._work,
             env={**os.environ, "PYTHONPATH": str(self._tree)},
             stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from raftd.storage.wal import Wal
 from raftd.storage.workers import Job
 from raftd.test.cores import check
 from raftd.test.simdisk import Inode, Operation, SimulatedDisk
-from raftd.test.simulation.world import ProcessClock, World
+from raftd.test.simulation.world import ProcessClock, Timer, World
 
 LOG, SNAPSHOTS = "/log", "/snapshots"
 #: How the names of their files end.
@@ -188,6 +188,7 @@ class DiskWorker:
         self._disk = disk
         self._jobs: deque[Job | None] = deque()
         self._is_busy = False
+        self._timer: Timer | None = None
 
     def do(self, job: Job) -> None:
         if self._jobs and self._jobs[-1] == job:
@@ -198,10 +199,20 @@ class DiskWorker:
     def quit(self) -> None:
         self._jobs.append(None)
 
+    def hurry(self) -> None:
+        """The disk is quick again, for what is under way as well."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+            self._await_job()
+
     def _begin(self) -> None:
         if self._jobs and not self._is_busy and not self._clock.is_dead:
             self._is_busy = True
-            self._clock.world.callLater(self._disk.job_s(), self._clock.enter, self._run)
+            self._await_job()
+
+    def _await_job(self) -> None:
+        clock = self._clock
+        self._timer = clock.world.callLater(self._disk.job_s(), clock.enter, self._run)
 
     def _run(self) -> None:
         job = self._jobs.popleft()

@@ -225,6 +225,7 @@ class Faults:
 
         def empty() -> None:
             host.disk.room = None
+            self._simulation.space_since_s = self._simulation.world.now
 
         self._later(random, empty)
         host.disk.room = random.choice((0, random.randrange(MAX_ROOM)))

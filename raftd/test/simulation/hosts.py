@@ -224,6 +224,7 @@ class Process:
         )
         self.machine = Machine(self)
         self.is_stopping = False
+        self.workers: list[DiskWorker] = []
         self.node: Node
         self.snapshots: SnapshotStore
         simulation.network.clocks[host.id] = self.clock
@@ -238,7 +239,9 @@ class Process:
         return self.service.store
 
     def _worker(self, name: str) -> DiskWorker:
-        return DiskWorker(self.clock, self.host.disk)
+        worker = DiskWorker(self.clock, self.host.disk)
+        self.workers.append(worker)
+        return worker
 
     def start(self) -> None:
         host, simulation = self.host, self.simulation

@@ -12,6 +12,7 @@ from zope.interface import implementer
 from raftd.core.membership import Configuration
 from raftd.core.messages import Member
 from raftd.core.raft import Role
+from raftd.node import SPACE_RETRY_S
 from raftd.test.judge import history_of, judge
 from raftd.test.simulation.clients import Clients
 from raftd.test.simulation.faults import Faults
@@ -22,9 +23,16 @@ from raftd.test.simulation.plan import Plan
 from raftd.test.simulation.world import World
 
 #: When nothing goes wrong any more, there is a leader within so many election
-#: timeouts, by the slowest clock, and all have what it has within so many more.
-LEADER_WITHIN_TIMEOUTS = 12
-AGREE_WITHIN_TIMEOUTS = 12
+#: timeouts, by the slowest clock.  Who hears of no leader waits for one to two of
+#: them, drawn at random: 0.6 to 1.2 s.  Messages take 2 ms, so one round in some
+#: twenty is split, and three in a row are less than one in some thousands; each of
+#: these must then be at its longest.  PreVote adds no round: who has heard of a leader
+#: refuses for one timeout, and nobody asks sooner.
+LEADER_WITHIN_TIMEOUTS = 6
+#: All have what it has within so many more.  That takes a few messages, or a snapshot;
+#: but a term begun before may come to be known only now, and the leader step down for
+#: it: an election more, and one round of that may be split.
+AGREE_WITHIN_TIMEOUTS = 4
 #: How long clients go on when there is a leader again, in seconds.
 PEACE_S = 0.7
 #: By then whatever a client waits for has come, or run into its time.
@@ -87,6 +95,8 @@ class Simulation:
         self.clients = Clients(self)
         self.faults = Faults(self)
         self.judged = 0
+        #: When a disk was full for the last time; its node looks for room now and then.
+        self.space_since_s = -SPACE_RETRY_S
 
     # -- for its parts ---------------------------------------------------------
 
@@ -167,6 +177,8 @@ class Simulation:
         """From here on nothing goes wrong."""
         self.note("all is made well")
         self.is_faulty = False
+        if any(host.disk.room is not None for host in self.hosts):
+            self.space_since_s = self.world.now
         network = self.network
         network.loss = network.duplication = 0.0
         network.max_delay_s = 0.002
@@ -176,8 +188,11 @@ class Simulation:
             disk, process = host.disk, host.process
             disk.crash_in, disk.fails_flush = None, ""
             disk.room, disk.slowness = None, 1.0
-            if process is not None and process.clock.is_stopped:
-                process.clock.go_on()
+            if process is not None:
+                for worker in process.workers:
+                    worker.hurry()
+                if process.clock.is_stopped:
+                    process.clock.go_on()
         network.reset_broken()
         for host in self.hosts:
             # Who runs is given nothing back: what it reads yet it has to see to itself.
@@ -188,8 +203,10 @@ class Simulation:
     # -- what must come about ----------------------------------------------------
 
     def _within(self, timeouts: float, condition: Callable[[], bool], what: str) -> None:
-        timeout_s = self.plan.options.election_timeout_ms / 1000 / self.plan.slowest_rate
-        end = self.world.now + timeouts * timeout_s
+        slowest_rate = self.plan.slowest_rate
+        timeout_s = self.plan.options.election_timeout_ms / 1000 / slowest_rate
+        found_room_at = self.space_since_s + SPACE_RETRY_S / slowest_rate
+        end = max(self.world.now, found_room_at) + timeouts * timeout_s
         while not condition():
             self.require(self.world.now < end, f"not within {timeouts} timeouts: {what}")
             self.world.run(self.world.now + STEP_S)
