@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Command, HardState
+from raftd.disk import SPACE_RETRY_S
 from raftd.errors import Compacted, InvariantViolated
 from raftd.kv.database import Database
-from raftd.node import SPACE_RETRY_S
 from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL

@@ -12,7 +12,7 @@ from zope.interface import implementer
 from raftd.core.membership import Configuration
 from raftd.core.messages import Member
 from raftd.core.raft import Role
-from raftd.node import SPACE_RETRY_S
+from raftd.disk import SPACE_RETRY_S
 from raftd.test.judge import history_of, judge
 from raftd.test.simulation.clients import Clients
 from raftd.test.simulation.faults import Faults

@@ -78,8 +78,9 @@ def _store(store: Any) -> int:
     leases = versions.leases
     since = max(store.compacted_revision, FIRST_REVISION)
     head = (store.revision, store.compacted_revision, store.quota_bytes, store.size_bytes)
-    rows = leases.pinned()
-    rows += [tuple(leases.keys(lease.id, b"", _ALL)) for lease in rows]
+    granted = leases.pinned()
+    rows: list[object] = [leases.next_number, *granted]
+    rows += [(leases.number(x.id), *leases.keys(x.id, b"", _ALL)) for x in granted]
     if since > FIRST_REVISION:
         at = versions.at
         rows += [at(key, since) for key in versions.keys(b"", None, _ALL)]
