@@ -22,6 +22,7 @@ from typing import Any, cast
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from raftd.test.chaos import nemesis
+from raftd.test.chaos.__main__ import main
 from raftd.test.chaos.clients import Client
 from raftd.test.chaos.faults import Fault
 from raftd.test.chaos.locks import TTL_S, Event, judge
@@ -159,7 +160,11 @@ class RunTests(SynchronousTestCase):
         child.communicate(timeout=PATIENCE_S)
         wait_until(lambda: not self.left(), "all processes are gone")
 
+
+class OptionTests(SynchronousTestCase):
     def test_nonsense_is_refused(self) -> None:
+        """Before anything is started."""
+        self.patch(sys, "stderr", io.StringIO())
         for options in (
             ("--system", "paper"),
             ("--nodes", "2"),
@@ -167,9 +172,8 @@ class RunTests(SynchronousTestCase):
             ("--defect", "too-good"),
             ("--keep", os.curdir),
         ):
-            child = self.begin(*options)
-            output, _ = child.communicate(timeout=PATIENCE_S)
-            self.assertEqual(child.returncode, 2, output)
+            refused = self.assertRaises(SystemExit, main, ["--nodes", "3", *options])
+            self.assertEqual(refused.code, 2, options)
 
 
 class LockTests(SynchronousTestCase):

@@ -13,6 +13,7 @@ import contextlib
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from unittest import mock
 
@@ -110,8 +111,8 @@ class Simulation:
         self.done = Account()
         #: Writes that a client knows of: (term, index) by data.
         self.acknowledged: dict[bytes, tuple[int, int]] = {}
-        #: Proposals that await being applied: (node, incarnation, index) -> (term, data).
-        self.proposed: dict[tuple[int, int, int], tuple[int, bytes]] = {}
+        #: Proposals that await being applied: node -> (incarnation, index) -> (term, data).
+        self.proposed: dict[int, dict[tuple[int, int], tuple[int, bytes]]] = defaultdict(dict)
         #: Reads that await their answer: context -> the index that they must see.
         self.reading: dict[int, int] = {}
         #: The highest index that any client has seen the effect of.
@@ -388,7 +389,7 @@ class Simulation:
         except DidNotHappen:
             return
         for index, data in enumerate(batch, first):
-            self.proposed[node.id, node.incarnation, index] = (term, data)
+            self.proposed[node.id][node.incarnation, index] = (term, data)
 
     def read(self) -> None:
         node = self.some_leader()
@@ -496,13 +497,12 @@ class Simulation:
         """Acknowledge what proposers have applied, and answer reads."""
         done = self.done
         for node in self.cluster.running():
-            for (member_id, incarnation, index), (term, data) in list(self.proposed.items()):
-                if member_id != node.id:
-                    continue
+            proposed = self.proposed[node.id]
+            for (incarnation, index), (term, data) in list(proposed.items()):
                 if incarnation != node.incarnation:
-                    del self.proposed[member_id, incarnation, index]
+                    del proposed[incarnation, index]
                 elif index <= len(node.applied):
-                    del self.proposed[member_id, incarnation, index]
+                    del proposed[incarnation, index]
                     entry = node.applied[index - 1]
                     if entry.term == term:
                         check(entry.data == data, "what was proposed is what is applied")

@@ -1,62 +1,39 @@
-"""The small parts of the core, each by itself."""
+"""
+The small parts of the core, each by itself.
+
+Its log and its configurations have modules of their own.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections import deque
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core import leader as leader_module
-from raftd.core import progress as progress_module
 from raftd.core.election import Campaign
 from raftd.core.invariants import Checker
 from raftd.core.log import Log
-from raftd.core.membership import (
-    MAX_MEMBERS,
-    MAX_REMOVED,
-    AddLearner,
-    Change,
-    Configuration,
-    ConfigurationHistory,
-    Demote,
-    Promote,
-    Remove,
-    Rename,
-    configurations_in,
-    decode_configuration,
-    encode_configuration,
-)
+from raftd.core.membership import Configuration
 from raftd.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
     Entry,
-    EntryKind,
     HardState,
     Heartbeat,
     HeartbeatResponse,
-    Member,
     PreVote,
     Request,
     RequestVote,
     RequestVoteResponse,
 )
-from raftd.core.progress import MAX_APPENDS_IN_FLIGHT, Progress, ProgressState
 from raftd.core.quorum import has_quorum, quorum_value
 from raftd.core.raft import Role
 from raftd.core.reads import MAX_ROUNDS_REMEMBERED, ReadQueue
-from raftd.core.snapshot import SnapshotMetadata
-from raftd.errors import (
-    ChangeInProgress,
-    ChangeRefused,
-    InvariantViolated,
-    NameTaken,
-    Overloaded,
-    ProtocolViolation,
-)
+from raftd.errors import InvariantViolated, Overloaded
 from raftd.test.core_clusters import Safety, of_voters
 from raftd.test.cores import (
     ELECTION_S,
@@ -69,7 +46,6 @@ from raftd.test.cores import (
     heartbeats_in,
     leader_of,
     log_of,
-    member,
     terms_of,
 )
 
@@ -172,236 +148,6 @@ class Campaigns(SynchronousTestCase):
         self.assertTrue(campaign.lost(majorities))
 
 
-class Logs(SynchronousTestCase):
-    def test_indexes_and_terms(self) -> None:
-        log = Log(log_of([1, 1, 2]))
-        self.assertEqual((log.first_index, log.last_index, log.last_term), (1, 3, 2))
-        self.assertEqual([log.term_at(i) for i in range(5)], [0, 1, 1, 2, None])
-        empty = Log()
-        self.assertEqual((empty.first_index, empty.last_index, empty.last_term), (1, 0, 0))
-
-    def test_a_log_that_begins_behind_a_base(self) -> None:
-        log = Log([Entry(i, 4, 1, 0, b"") for i in (11, 12)], base_index=10, base_term=3)
-        self.assertEqual((log.first_index, log.last_index, log.persisted_index), (11, 12, 12))
-        self.assertEqual([log.term_at(i) for i in (9, 10, 11, 12, 13)], [None, 3, 4, 4, None])
-        self.assertEqual([e.index for e in log.entries(12, 12)], [12])
-        with self.assertRaises(InvariantViolated):
-            log.entries(10, 12)
-        self.assertEqual(log.matching_hint(12, 3), (10, 3))
-        log.truncate(11)
-        self.assertEqual((log.last_index, log.last_term), (10, 3))
-
-    def test_batches_are_bounded_by_count_and_size(self) -> None:
-        log = Log([Entry(i, 1, 1, 0, bytes(10)) for i in range(1, 6)])
-        for first, entries, size, expected in (
-            (1, 9, 999, [1, 2, 3, 4, 5]),
-            (1, 2, 999, [1, 2]),
-            (4, 9, 999, [4, 5]),
-            (1, 9, 20, [1, 2]),
-            (1, 9, 29, [1, 2]),
-            (1, 9, 5, [1]),
-            (6, 9, 999, []),
-        ):
-            batch, taken = log.batch(first, entries, size)
-            self.assertEqual([e.index for e in batch], expected, (first, entries, size))
-            self.assertEqual(taken, 10 * len(expected))
-
-    def test_which_log_is_more_up_to_date(self) -> None:
-        log = Log(log_of([1, 2, 2]))
-        for index, term, expected in ((3, 2, True), (2, 2, False), (1, 3, True), (9, 1, False)):
-            self.assertIs(log.is_up_to_date(index, term), expected, (index, term))
-
-    def test_where_two_logs_may_agree(self) -> None:
-        log = Log(log_of([1, 1, 4, 4, 6]))
-        for index, term, expected in (
-            (5, 6, (5, 6)),
-            (9, 6, (5, 6)),
-            (5, 5, (4, 4)),
-            (3, 3, (2, 1)),
-            (2, 9, (2, 1)),
-            (5, 0, (0, 0)),
-            (0, 9, (0, 0)),
-        ):
-            self.assertEqual(log.matching_hint(index, term), expected, (index, term))
-
-    def test_what_a_write_makes_durable(self) -> None:
-        log = Log(log_of([1]))
-        log.append(log_of([1, 1, 1])[1:])
-        self.assertEqual([e.index for e in log.begin_write(1)], [2, 3])
-        log.append(log_of([1, 1, 1, 1])[3:])
-        self.assertEqual([e.index for e in log.begin_write(2)], [4])
-        self.assertEqual(log.begin_write(3), [])
-        self.assertEqual((log.persisted_index, log.written_index), (1, 4))
-        log.persisted(1)
-        self.assertEqual(log.persisted_index, 3)
-        log.persisted(1)
-        log.persisted(3)
-        self.assertEqual(log.persisted_index, 4)
-
-    def test_compaction(self) -> None:
-        log = Log([Entry(i, 1 + i // 3, 1, 10 * i, b"") for i in range(1, 6)])
-        log.compact(2)
-        self.assertEqual((log.first_index, log.base_term, log.last_index), (3, 1, 5))
-        log.compact(1)
-        self.assertEqual(log.first_index, 3)
-        log.append([Entry(6, 3, 1, 60, b"")])
-        with self.assertRaises(InvariantViolated):
-            log.compact(6)
-        self.assertEqual([e.index for e in log.begin_write(1)], [6])
-        with self.assertRaises(InvariantViolated):
-            log.compact(6)
-        log.persisted(1)
-        log.compact(6)
-        self.assertEqual((log.first_index, log.last_index, log.last_term), (7, 6, 3))
-        self.assertEqual((log.last_time_ms, log.is_written), (60, True))
-        self.assertEqual(log.batch(7, 9, 99), ((), 0))
-
-    def test_53_what_was_dropped_is_let_go_of_bit_by_bit(self) -> None:
-        """Freeing a million entries takes its time: `free` does so, and nothing else."""
-        log = Log([Entry(i, 1, 1, 0, b"") for i in range(1, 21)])
-        log.compact(12)
-        self.assertEqual([log.free(9) for _ in range(4)], [True, True, False, False])
-        self.assertEqual([entry.index for entry in log.entries(13, 20)], list(range(13, 21)))
-        log.reset(SnapshotMetadata(30, 4, THREE, 70))
-        self.assertEqual([log.free(5) for _ in range(3)], [True, False, False])
-        self.assertEqual((log.first_index, log.last_index), (31, 30))
-
-    def test_beginning_anew(self) -> None:
-        log = Log(log_of([1]))
-        log.append(log_of([1, 1, 1])[1:])
-        log.begin_write(1)
-        log.reset(SnapshotMetadata(7, 4, THREE, 70))
-        self.assertEqual((log.base_index, log.last_index, log.last_term), (7, 7, 4))
-        self.assertEqual((log.last_time_ms, log.persisted_index), (70, 7))
-        self.assertFalse(log.is_written)
-        log.append([Entry(8, 4, 1, 80, b"")])
-        # What was being written acknowledges nothing of this.
-        log.persisted(1)
-        self.assertEqual(log.persisted_index, 7)
-        self.assertEqual(log.base_to_write(), (7, 4))
-        self.assertEqual([e.index for e in log.begin_write(2)], [8])
-        self.assertEqual((log.base_to_write(), log.is_written), (None, True))
-        log.persisted(2)
-        self.assertEqual(log.persisted_index, 8)
-
-    def test_a_truncation_takes_back_what_was_durable_or_on_its_way(self) -> None:
-        log = Log(log_of([1]))
-        log.append(log_of([1, 1, 1])[1:])
-        log.begin_write(1)
-        log.truncate(3)
-        self.assertEqual((log.last_index, log.written_index, log.persisted_index), (2, 2, 1))
-        log.append(log_of([1, 1, 2])[2:])
-        self.assertEqual(terms_of(log.begin_write(2)), [2])
-        log.persisted(1)
-        self.assertEqual(log.persisted_index, 2)
-        log.truncate(1)
-        self.assertEqual((log.persisted_index, log.written_index), (0, 0))
-        log.persisted(2)
-        self.assertEqual(log.persisted_index, 0)
-
-    def test_the_account_of_durability_agrees_with_a_disk(self) -> None:
-        # Appends, truncations, writes and flushes at random, beside a real disk.
-        for seed in range(50):
-            rng = random.Random(seed)
-            log, number, term = Log(), 0, 1
-            durable: list[Entry] = []
-            queue: deque[tuple[int, list[Entry]]] = deque()
-            for _ in range(100):
-                action = rng.randrange(4)
-                if action == 0:
-                    first = log.last_index + 1
-                    log.append([Entry(first + i, term, 1, 0, b"") for i in range(2)])
-                elif action == 1 and log.last_index:
-                    term += 1
-                    first = rng.randint(1, log.last_index)
-                    log.truncate(first)
-                    log.append([Entry(first, term, 1, 0, b"")])
-                elif action == 2:
-                    number += 1
-                    queue.append((number, log.begin_write(number)))
-                elif queue:
-                    done, entries = queue.popleft()
-                    if entries:
-                        durable[entries[0].index - 1 :] = entries
-                    log.persisted(done)
-                persisted = log.persisted_index
-                self.assertEqual(durable[:persisted], log.entries(1, persisted))
-                self.assertLessEqual(persisted, log.written_index)
-            while queue:
-                done, entries = queue.popleft()
-                if entries:
-                    durable[entries[0].index - 1 :] = entries
-                log.persisted(done)
-            self.assertEqual(log.persisted_index, log.written_index)
-
-
-class ProgressOfAMember(SynchronousTestCase):
-    def test_a_probe_is_alone(self) -> None:
-        progress = Progress(5, 0.0)
-        self.assertTrue(progress.may_send())
-        progress.sent(9, 100)
-        self.assertEqual((progress.may_send(), progress.next_index), (False, 5))
-        progress.matched(9)
-        self.assertEqual(
-            (progress.state, progress.match_index, progress.next_index),
-            (ProgressState.REPLICATE, 9, 10),
-        )
-
-    def test_appends_in_flight_are_bounded_by_number(self) -> None:
-        progress = Progress(1, 0.0)
-        progress.matched(0)
-        for last in range(1, MAX_APPENDS_IN_FLIGHT + 1):
-            self.assertTrue(progress.may_send())
-            progress.sent(last, 1)
-        self.assertFalse(progress.may_send())
-        progress.matched(2)
-        self.assertEqual(progress.bytes_in_flight, MAX_APPENDS_IN_FLIGHT - 2)
-        self.assertTrue(progress.may_send())
-
-    def test_appends_in_flight_are_bounded_by_size(self) -> None:
-        progress = Progress(1, 0.0)
-        progress.matched(0)
-        progress.sent(1, progress_module.MAX_BYTES_IN_FLIGHT)
-        self.assertFalse(progress.may_send())
-        progress.matched(1)
-        self.assertEqual((progress.may_send(), progress.bytes_in_flight), (True, 0))
-
-    def test_going_back_never_goes_below_what_matches(self) -> None:
-        progress = Progress(1, 0.0)
-        progress.matched(4)
-        progress.sent(9, 50)
-        progress.commit_sent = 3
-        progress.probe(2, lost=True)
-        self.assertEqual((progress.match_index, progress.next_index), (4, 5))
-        self.assertEqual((progress.bytes_in_flight, len(progress.in_flight)), (0, 0))
-        self.assertEqual((progress.commit_sent, progress.may_send()), (0, False))
-        progress.lost = False
-        self.assertTrue(progress.may_send())
-
-    def test_a_member_that_awaits_a_snapshot_is_sent_nothing(self) -> None:
-        progress = Progress(5, 0.0)
-        progress.matched(2)
-        progress.sent(9, 100)
-        progress.await_snapshot()
-        self.assertEqual((progress.state, progress.may_send()), (ProgressState.SNAPSHOT, False))
-        self.assertEqual((progress.bytes_in_flight, len(progress.in_flight)), (0, 0))
-        progress.matched(7)
-        self.assertEqual(
-            (progress.state, progress.match_index, progress.may_send()),
-            (ProgressState.REPLICATE, 7, True),
-        )
-        progress.await_snapshot()
-        progress.probe(8, lost=True)
-        self.assertEqual((progress.state, progress.may_send()), (ProgressState.PROBE, False))
-
-    def test_a_late_match_takes_nothing_back(self) -> None:
-        progress = Progress(1, 0.0)
-        progress.matched(9)
-        progress.sent(12, 1)
-        progress.matched(3)
-        self.assertEqual((progress.match_index, progress.next_index), (9, 13))
-
-
 class Reads(SynchronousTestCase):
     def test_reads_share_the_next_round(self) -> None:
         reads = ReadQueue()
@@ -461,191 +207,6 @@ class Reads(SynchronousTestCase):
             leader.collect()
             self.assertEqual([c for c, _ in leader.reads], [0, 1, 2])
             leader.read(3)
-
-
-class Configurations(SynchronousTestCase):
-    def test_roles(self) -> None:
-        joint = configuration([1, 2], learners=[3], outgoing=[2, 3, 4])
-        self.assertEqual(joint.voter_ids(), {1, 2, 3, 4})
-        self.assertEqual(sorted(joint.members()), [1, 2, 3, 4])
-        self.assertEqual(joint.majorities(), (frozenset([1, 2]), frozenset([2, 3, 4])))
-        self.assertEqual([joint.is_voter(i) for i in range(6)], [False] + [True] * 4 + [False])
-        self.assertEqual(Configuration().majorities(), (frozenset(),))
-
-    def test_adding_a_learner(self) -> None:
-        self.assertEqual(THREE.changed([AddLearner(member(4))]), configuration([1, 2, 3], [4]))
-        for known in (THREE, configuration([1, 2, 3], [4])):
-            for member_id in known.members():
-                self.assertEqual(known.changed([AddLearner(member(member_id))]), known)
-
-    def test_a_name_belongs_to_one_identity(self) -> None:
-        with self.assertRaises(NameTaken) as caught:
-            THREE.changed([AddLearner(Member(9, member(2).name))])
-        self.assertIn(member(2).name, str(caught.exception))
-        with self.assertRaises(ChangeRefused):
-            THREE.changed([AddLearner(Member(2, "elsewhere:1"))])
-        with self.assertRaises(NameTaken):
-            THREE.changed([Rename(3, member(2).name)])
-
-    def test_a_learner_that_gave_up_makes_way_for_its_name(self) -> None:
-        before = configuration([1, 2, 3], learners=[4])
-        returned = Member(9, member(4).name)
-        after = before.changed([AddLearner(returned)])
-        self.assertEqual((after.learners, after.removed), ((returned,), (4,)))
-
-    def test_members_are_bounded(self) -> None:
-        full = configuration(range(1, 61), learners=range(61, MAX_MEMBERS + 1))
-        with self.assertRaises(ChangeRefused):
-            full.changed([AddLearner(member(MAX_MEMBERS + 1))])
-        self.assertEqual(full.changed([AddLearner(member(1))]), full)
-
-    def test_promoting(self) -> None:
-        before = configuration([2, 3], learners=[1, 4])
-        self.assertEqual(before.changed([Promote(1)]), configuration([1, 2, 3], learners=[4]))
-        self.assertEqual(THREE.changed([Promote(2)]), THREE)
-        with self.assertRaises(ChangeRefused):
-            THREE.changed([Promote(9)])
-
-    def test_demoting(self) -> None:
-        after = THREE.changed([Demote(2)])
-        self.assertEqual(after, configuration([1, 3], learners=[2]))
-        self.assertEqual(after.changed([Demote(2)]), after)
-        with self.assertRaises(ChangeRefused):
-            THREE.changed([Demote(9)])
-
-    def test_removing(self) -> None:
-        after = configuration([1, 2, 3], learners=[4]).changed([Remove(4), Remove(2)])
-        self.assertEqual(after, configuration([1, 3], removed=[4, 2]))
-        self.assertEqual(after.changed([Remove(2)]), after)
-        for wrong in (Remove(9), AddLearner(member(2)), Promote(2), Rename(2, "x:1")):
-            with self.assertRaises(ChangeRefused):
-                after.changed([wrong])
-
-    def test_removed_members_that_are_remembered_are_bounded(self) -> None:
-        gone = tuple(range(100, 100 + MAX_REMOVED))
-        after = configuration([1, 2, 3], removed=gone).changed([Remove(2)])
-        self.assertEqual(after.removed, (*gone[1:], 2))
-        joint = configuration([1, 2, 3, 4, 5], removed=gone).changed([Remove(2), Remove(3)])
-        self.assertEqual(joint.left().removed, (*gone[2:], 2, 3))
-
-    def test_renaming(self) -> None:
-        after = configuration([1, 2], learners=[3]).changed(
-            [Rename(2, "a:1"), Rename(3, "b:1")]
-        )
-        self.assertEqual(after.voters, (member(1), Member(2, "a:1")))
-        self.assertEqual((after.outgoing_voters, after.learners), ((), (Member(3, "b:1"),)))
-        self.assertEqual(after.changed([Rename(2, "a:1")]), after)
-        with self.assertRaises(ChangeRefused):
-            THREE.changed([Rename(9, "a:1")])
-
-    def test_what_needs_a_joint_configuration(self) -> None:
-        base = configuration([1, 2, 3], learners=[4, 5])
-        cases: tuple[tuple[list[Change], bool], ...] = (
-            ([Promote(4)], False),
-            ([Remove(1)], False),
-            ([Demote(1), Rename(2, "x:1"), Remove(5), AddLearner(member(6))], False),
-            ([Promote(4), Remove(1)], True),
-            ([Promote(4), Promote(5)], True),
-            ([Demote(1), Demote(2)], True),
-            ([Promote(4), Demote(4)], False),
-        )
-        for changes, is_joint in cases:
-            changed = base.changed(changes)
-            self.assertIs(changed.is_joint, is_joint, changes)
-            if is_joint:
-                self.assertEqual(changed.outgoing_voters, base.voters)
-
-    def test_one_change_after_the_other_and_one_voter_at_least(self) -> None:
-        with self.assertRaises(ChangeInProgress):
-            configuration([1], outgoing=[2]).changed([AddLearner(member(9))])
-        for changes in ([Remove(1)], [Demote(1)]):
-            with self.assertRaises(ChangeRefused):
-                configuration([1], learners=[2]).changed(changes)
-
-    def test_who_leaves_has_a_vote_until_the_joint_configuration_is_left(self) -> None:
-        # Were it called removed before, it would be turned away while it is needed.
-        joint = configuration([1, 2, 3], learners=[4, 5]).changed(
-            [Promote(4), Remove(3), Demote(2), Remove(5)]
-        )
-        self.assertEqual(
-            joint, configuration([1, 4], outgoing=[1, 2, 3], learners=[2], removed=[5])
-        )
-        self.assertEqual(joint.left(), configuration([1, 4], learners=[2], removed=[5, 3]))
-        self.assertFalse(joint.left().is_joint)
-
-    def test_any_majority_before_a_change_meets_any_after(self) -> None:
-        """Of two configurations that follow one another in the log (thesis 4.1, 4.3)."""
-        everyone = range(1, 7)
-        for seed in range(60):
-            rng = random.Random(seed)
-            size = rng.randint(1, 6)
-            before = configuration(everyone[:size], learners=everyone[size:])
-            changes = [
-                rng.choice((Promote, Demote, Remove))(m)
-                for m in rng.sample(everyone, rng.randint(1, 4))
-            ]
-            try:
-                changed = before.changed(changes)
-            except ChangeRefused:
-                continue
-            steps = [before, changed, changed.left()]
-            for one, next_one in itertools.pairwise(steps):
-                for n in range(len(everyone) + 1):
-                    for quorum in itertools.combinations(everyone, n):
-                        rest = set(everyone) - set(quorum)
-                        if has_quorum(one.majorities(), quorum):
-                            self.assertFalse(has_quorum(next_one.majorities(), rest))
-
-    def test_encoding(self) -> None:
-        joint = configuration([1, 2], learners=[3], outgoing=[2, 4])
-        self.assertEqual(decode_configuration(encode_configuration(joint)), joint)
-        no_text = b"\x94\x91\x92\x01\xa1\xeb\x90\x90\x90"
-        for garbage in (b"", b"\xc1", b"\x91\x01", b"\x93\x91\x01\x90\x90", no_text):
-            with self.assertRaises(ProtocolViolation):
-                decode_configuration(garbage)
-
-    def test_history(self) -> None:
-        one, two, three = (configuration([i]) for i in (1, 2, 3))
-        history = ConfigurationHistory(one, 4)
-        self.assertEqual((history.latest, history.latest_index), (one, 4))
-        history.append([(7, two), (9, three)])
-        self.assertEqual((history.latest, history.latest_index), (three, 9))
-        history.truncate(10)
-        self.assertEqual(history.latest_index, 9)
-        history.truncate(9)
-        self.assertEqual((history.latest, history.latest_index), (two, 7))
-        history.truncate(1)
-        self.assertEqual((history.latest, history.latest_index), (one, 4))
-
-    def test_history_of_a_compacted_log(self) -> None:
-        one, two, three = (configuration([i]) for i in (1, 2, 3))
-        for compacted, first_known in ((5, 4), (7, 7), (8, 7), (9, 9), (12, 9)):
-            history = ConfigurationHistory(one, 4)
-            history.append([(7, two), (9, three)])
-            history.compact(compacted)
-            for index in range(max(compacted, first_known), 14):
-                expected = one if index < 7 else two if index < 9 else three
-                self.assertIs(history.at(index), expected, (compacted, index))
-            self.assertEqual((history.latest, history.latest_index), (three, 9))
-
-    def test_who_may_be_needed_as_a_leader(self) -> None:
-        history = ConfigurationHistory(configuration([1]), 0)
-        history.append([(3, configuration([2])), (5, configuration([3], learners=[1]))])
-        for member_id, commit_index, needed in (
-            (1, 0, False),
-            (2, 0, True),
-            (2, 4, True),
-            (2, 5, False),
-            (3, 0, True),
-            (3, 5, True),
-        ):
-            found = history.gives_vote(member_id, commit_index)
-            self.assertIs(found, needed, (member_id, commit_index))
-        self.assertFalse(ConfigurationHistory(Configuration(), 0).gives_vote(1, 0))
-
-    def test_configurations_in_entries(self) -> None:
-        change = Entry(2, 1, EntryKind.CONFIGURATION, 0, encode_configuration(THREE))
-        self.assertEqual(configurations_in([*log_of([1]), change]), [(2, THREE)])
 
 
 class LeaderBounds(SynchronousTestCase):

@@ -41,10 +41,7 @@ from raftd.net import arguments, boxes, commands
 from raftd.net.boxes import BoxConnection
 from raftd.net.http1 import HTTPFactory
 from raftd.net.port import SNIFF_TIMEOUT_S, PortFactory
-from raftd.test.cores import THREE, Disk, Node, log_of
-from raftd.test.fuzz import INTEGERS, SIZES, VALUES, damages, fuzz, packed, pieces
-from raftd.test.peernet import CONFIGURATION, Pair, reactor_time
-from raftd.test.test_amp import (
+from raftd.test.amprig import (
     BULK_HELLO,
     BULK_QUESTIONS,
     EXAMPLES,
@@ -55,6 +52,9 @@ from raftd.test.test_amp import (
     parsed,
     request,
 )
+from raftd.test.cores import THREE, Disk, Node, log_of
+from raftd.test.fuzz import INTEGERS, SIZES, VALUES, damages, fuzz, packed, pieces
+from raftd.test.peernet import CONFIGURATION, Pair, reactor_time
 
 Damage = Callable[[bytes], bytes]
 

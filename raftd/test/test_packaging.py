@@ -78,7 +78,7 @@ class CheckoutTests(SynchronousTestCase):
     def test_the_readme_has_its_two_lines(self) -> None:
         readme_line = self.script("readme_line").readme_line
         self.assertIn("pip install", readme_line("twist raftd"))
-        self.assertIn("pip install", readme_line("trial raftd"))
+        self.assertIn("pip install", readme_line("trial -j2 raftd"))
         self.assertRaises(SystemExit, readme_line, "no line ends like this")
 
     def test_the_figures_of_trial_are_read(self) -> None:
