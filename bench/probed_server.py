@@ -147,8 +147,8 @@ class Probe(LineReceiver):
 
     def do_snapshot(self) -> None:
         began = time.perf_counter()
-        snapshotter = self._node._snapshotter
-        snapshotter._threshold_bytes = snapshotter._last_size = 0
+        # Due at once; the next one is drawn from the threshold again.
+        self._node._snapshotter._due_bytes = 0
 
         def observe(event: Event) -> None:
             if isinstance(event, SnapshotTaken):
@@ -157,11 +157,6 @@ class Probe(LineReceiver):
 
         forget = self._node.observe(observe)
         self._node._wake()
-
-        def back() -> None:
-            snapshotter._threshold_bytes = NEVER
-
-        reactor.callLater(0.05, back)
 
     def do_digest(self) -> None:
         """As the checker does it."""

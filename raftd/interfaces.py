@@ -189,6 +189,7 @@ class ISnapshotStore(Interface):
     """
 
     latest: SnapshotMetadata | None = Attribute("Of the newest snapshot there is.")
+    latest_size: int = Attribute("Its length in bytes; 0 if there is none.")
     is_damaged: bool = Attribute(
         "Whether the newest was found damaged by who read it, to send it.  It cannot "
         "be opened to be sent any more, and goes when another one is durable."

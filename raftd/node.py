@@ -335,7 +335,7 @@ class Node:
         raft = self._raft
         if now >= raft.next_deadline:
             raft.tick(now)
-        if raft.configuration is not self._peers.configuration:
+        if raft.configuration is not self._peers.followed:
             self._peers.follow_configuration()
         self._observers.look_at_leader()
         self._router.hand_over(self._leader_peer(now), now)

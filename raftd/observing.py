@@ -24,7 +24,7 @@ class Observers:
     Who is told, and what they have been told.
 
     Invariant: `_term`, `_leader_id`, `_applied_index` and `_configuration_index`
-    are those of the events that were told last.
+    are as they were when they were looked at last.
     """
 
     _log = Logger()

@@ -26,7 +26,7 @@ class Peers:
     """
     A peer for each other member, and for a while for former ones.
 
-    Invariant: `members` has the other members of `configuration`, and nobody
+    Invariant: `members` has the other members of `followed`, and nobody
     else; `departing` has nobody who is in `members`.
     """
 
@@ -54,8 +54,8 @@ class Peers:
         self._farewell_s = farewell_s
         self._wake = wake
         self._defect = defect
-        #: The one that was followed last.
-        self.configuration = Configuration()
+        #: The configuration that `members` is of.
+        self.followed = Configuration()
         self.members: dict[MemberId, IPeer] = {}
         #: Former members that may owe answers.
         self.departing: dict[MemberId, IPeer] = {}
@@ -80,8 +80,8 @@ class Peers:
 
     def follow_configuration(self) -> None:
         """Have a peer for each other member that the core knows, and for nobody else."""
-        self.configuration = self._raft.configuration
-        others = self.configuration.members()
+        self.followed = self._raft.configuration
+        others = self.followed.members()
         others.pop(self._member.id, None)
         for member_id in self.members.keys() - others.keys():
             self.departing[member_id] = self.members.pop(member_id)
@@ -147,16 +147,16 @@ class Peers:
         """Who leads, as far as this node knows, which may be this node."""
         if self._raft.leader_id == self._member.id:
             return self._member
-        return self.configuration.members().get(self._raft.leader_id)
+        return self.followed.members().get(self._raft.leader_id)
 
     def why_not(self) -> RaftdError:
         """Why a request that is still queued could not be carried out."""
         reached = {m for m, peer in self.members.items() if peer.connected} | {self._member.id}
-        voters = self.configuration.voter_ids()
+        voters = self.followed.voter_ids()
         leader = self.leader()
         if not voters:
             return NoLeader(f"No leader has reached {self._member.name} yet. Try again.")
-        if not has_quorum(self.configuration.majorities(), reached):
+        if not has_quorum(self.followed.majorities(), reached):
             return NoQuorum(
                 f"{self._member.name} reaches {len(voters & reached)} of {len(voters)} voters, "
                 "which is not enough to decide anything; nothing was changed. Try again."

@@ -106,7 +106,7 @@ class Snapshotter:
         self._on_restored = on_restored
         self._bytes_since = 0
         #: With how many of them the next one is taken.
-        self._due_bytes = self._draw_due(0)
+        self._due_bytes = self._draw_due()
         self._taking = False
         self._take_not_before = self._replace_not_before = -math.inf
         #: What is to be restored, and what is being restored.
@@ -139,9 +139,9 @@ class Snapshotter:
         """Count what has been applied since the last snapshot."""
         self._bytes_since += len(entry.data) + ENTRY_OVERHEAD_BYTES
 
-    def _draw_due(self, last_size: int) -> int:
+    def _draw_due(self) -> int:
         share = LEAST_SHARE + (1 - LEAST_SHARE) * self._random.random()
-        return math.ceil(share * max(self._threshold_bytes, last_size))
+        return math.ceil(share * max(self._threshold_bytes, self._store.latest_size))
 
     def take_if_due(self) -> None:
         """
@@ -180,8 +180,7 @@ class Snapshotter:
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
         try:
-            size = await write_snapshot(self._clock, writer, slices, lambda: self._stopped)
-            if size is None:
+            if not await write_snapshot(self._clock, writer, slices, lambda: self._stopped):
                 return
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
@@ -191,7 +190,7 @@ class Snapshotter:
         finally:
             self._taking = False
         if not self._stopped:
-            self._due_bytes = self._draw_due(size)
+            self._due_bytes = self._draw_due()
             self._compact(index)
             self._on_taken(metadata)
 
@@ -345,7 +344,7 @@ class Snapshotter:
         if self._stopped or reader is None:
             return
         metadata = reader.metadata
-        self._bytes_since, self._due_bytes = 0, self._draw_due(reader.size)
+        self._bytes_since, self._due_bytes = 0, self._draw_due()
         self._applier.restored(metadata)
         self._compact(metadata.last_included_index)
         self._on_restored(metadata)
@@ -357,18 +356,16 @@ async def write_snapshot(
     writer: ISnapshotWriter,
     slices: Iterator[bytes],
     is_stopped: Callable[[], bool] = lambda: False,
-) -> int | None:
+) -> bool:
     """
     Draw all `slices` into `writer`, in slices of time, and finish it.
 
-    How many bytes there were; None if it was given up because `is_stopped`
-    said so.  `StorageFailed` if the disk refuses.
+    False if it was given up because `is_stopped` said so.  `StorageFailed` if
+    the disk refuses.
     """
-    size = 0
     until = clock.seconds() + SLICE_S
     for data in slices:
         writer.write(data)
-        size += len(data)
         if clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
             full = writer.pending_bytes > MAX_PENDING_BYTES
             await _pause(clock, PAUSE_S if full else 0)
@@ -376,10 +373,10 @@ async def write_snapshot(
                 await _pause(clock, PAUSE_S)
             if is_stopped():
                 writer.abort()
-                return None
+                return False
             until = clock.seconds() + SLICE_S
     await writer.finish()
-    return size
+    return True
 
 
 def _pause(clock: IReactorTime, seconds: float) -> Deferred[None]:

@@ -116,7 +116,7 @@ class Options(usage.Options):
             "snapshot-threshold-bytes",
             None,
             DEFAULTS.snapshot_threshold_bytes,
-            "How much the log grows at most between two snapshots of the state.",
+            "How much the log grows at most between two snapshots, unless the last is larger.",
         ],
         [
             "keep-revisions",

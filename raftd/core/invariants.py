@@ -72,7 +72,9 @@ def _check_log(log: Log) -> None:
         "base <= persisted <= written <= last",
     )
     index, term, time_ms = log.base_index, log.base_term, 0
-    for entry in log.entries(log.first_index, log.last_index + 1):  # one more than there is
+    for entry in log.entries(
+        log.first_index, log.last_index + 1
+    ):  # beyond it, if there is more
         _require(entry.index == index + 1, "entries follow one another")
         _require(entry.term >= term, "terms never decrease along the log")
         _require(entry.time_ms >= time_ms, "time never goes back along the log")

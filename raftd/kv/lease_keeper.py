@@ -43,7 +43,7 @@ from raftd.kv.lease_questions import (
     encode_answer,
     lease_not_found,
 )
-from raftd.kv.operations import ExpireLease, NumberGrants, encode_operation
+from raftd.kv.operations import ExpireLease, encode_operation
 from raftd.kv.results import LeaseResult
 
 #: Revocations that are proposed at once; the next ones wait for their outcomes.
@@ -83,9 +83,6 @@ class LeaseStore(Protocol):
     #: Called within apply, when a lease was granted, with its TTL, and with 0
     #: when it is gone.
     on_lease: Callable[[int, int], None] | None
-
-    @property
-    def numbers_grants(self) -> bool: ...
 
     def lease(self, id: int) -> LeaseResult | None: ...
     def lease_number(self, id: int) -> int: ...
@@ -127,8 +124,7 @@ class LeaseKeeper:
     beginning.  A lease in `_kept` is in the heap at its `queued_at`, or in
     `_expired`, or in the revocation under way.  It is the lease that the store
     has under this id, and no earlier one: so the number that goes with its
-    revocation is its own.  None is proposed before grants are numbered, for a
-    lease that is granted on the way could have none, as the one before it.
+    revocation is its own.
     """
 
     _log = Logger()
@@ -148,8 +144,6 @@ class LeaseKeeper:
         self._heap: list[tuple[float, int]] = []
         self._expired: deque[_Kept] = deque()
         self._is_revoking = False
-        #: Nothing is proposed before.
-        self._holds_until = 0.0
         self._timer: IDelayedCall | None = None
         store.on_lease = self._changed
 
@@ -209,10 +203,8 @@ class LeaseKeeper:
     def _arm(self) -> None:
         """Keep one timer, for whatever is due next."""
         now = self._clock.seconds()
-        if self._uncounted:
+        if self._uncounted or (self._expired and not self._is_revoking):
             due = now
-        elif self._expired and not self._is_revoking:
-            due = max(now, self._holds_until)
         elif self._heap:
             due = min(self._heap[0][0], now + MAX_SLEEP_S)
         else:
@@ -254,13 +246,8 @@ class LeaseKeeper:
 
     def _revoke(self, now: float) -> None:
         """Propose to revoke expired leases: a bounded number, and then the next."""
-        if not self._expired or self._is_revoking or now < self._holds_until:
-            return
-        if not self._store.numbers_grants:
-            self._number_grants()
-            return
         batch: list[_Kept] = []
-        while self._expired and len(batch) < MAX_REVOKES_AT_ONCE:
+        while self._expired and not self._is_revoking and len(batch) < MAX_REVOKES_AT_ONCE:
             kept = self._expired.popleft()
             if self._kept.get(kept.id) is not kept:
                 continue
@@ -279,24 +266,6 @@ class LeaseKeeper:
         proposed = self._node.forwarded(commands, REVOKE_TIMEOUT_MS)
         proposed.addBoth(partial(self._revoked, self._tenure, batch))
         proposed.addErrback(self._defect)
-
-    def _number_grants(self) -> None:
-        """Once in the life of a cluster, before the first lease expires."""
-        self._is_revoking = True
-        command = encode_command(Command(encode_operation(NumberGrants())))
-        proposed = self._node.forwarded([command], REVOKE_TIMEOUT_MS)
-        proposed.addBoth(partial(self._numbered, self._tenure))
-        proposed.addErrback(self._defect)
-
-    def _numbered(self, tenure: int, result: list[bytes | RaftdError] | Failure) -> None:
-        if isinstance(result, Failure):
-            result.trap(RaftdError)
-        if tenure != self._tenure:
-            return
-        self._is_revoking = False
-        if not self._store.numbers_grants:
-            self._holds_until = self._clock.seconds() + RETRY_S
-        self._arm()
 
     def _revoked(
         self, tenure: int, batch: list[_Kept], result: list[bytes | RaftdError] | Failure

@@ -19,9 +19,9 @@ MAX_LEASES = 100_000
 class Leases:
     """
     Invariants: a key is in `_keys` under the lease of its newest version, if
-    that has one and is no tombstone, and under no other.  The numbers are
-    above 0, below `next_number`, and rise in the order of `_granted`, in which
-    leases without one come first.
+    that has one and is no tombstone, and under no other.  Each lease that was
+    ever granted has had a number of its own: those that are there are above 0,
+    below `next_number`, and rise in the order of `_granted`.
     """
 
     __slots__ = ("_granted", "_keys", "_numbers", "next_number")
@@ -29,11 +29,11 @@ class Leases:
     def __init__(self) -> None:
         #: In the order in which they were granted.
         self._granted: dict[int, LeaseResult] = {}
-        #: Which grant it was that made a lease, of those that were numbered: so
-        #: one is told from an earlier one with the same id.
+        #: Which grant it was that made a lease: so it is told from an earlier one
+        #: with the same id.
         self._numbers: dict[int, int] = {}
-        #: That of the next grant; 0 as long as they are not numbered.
-        self.next_number = 0
+        #: That of the next grant.
+        self.next_number = 1
         #: Most leases have one key, and that alone is then here.
         self._keys: dict[int, bytes | SortedKeys] = {}
 
@@ -48,15 +48,11 @@ class Leases:
         return self._granted.get(id)
 
     def number(self, id: int) -> int:
-        """Which grant has made the lease; 0 if it was not numbered, or there is no lease."""
+        """Which grant has made the lease; 0 if there is none."""
         return self._numbers.get(id, 0)
 
-    def begin_to_number(self) -> None:
-        """From here on grants are numbered; they may be already."""
-        self.next_number = self.next_number or 1
-
     def pinned_numbers(self) -> dict[int, int]:
-        """The numbers of all leases that have one."""
+        """The numbers of all leases."""
         return self._numbers.copy()
 
     def pinned(self) -> list[LeaseResult]:
@@ -68,22 +64,19 @@ class Leases:
         return sorted(self._granted.values(), key=attrgetter("id"))
 
     def grant(self, lease: LeaseResult) -> None:
-        """Add a lease, which must not be there, with the next number if they have one."""
-        self._granted[lease.id] = lease
-        if self.next_number:
-            self._numbers[lease.id] = self.next_number
-            self.next_number += 1
+        """Add a lease, which must not be there, with the next number."""
+        self.load(lease, self.next_number)
+        self.next_number += 1
 
     def load(self, lease: LeaseResult, number: int) -> None:
-        """Add a lease as it was in another store, with its number, 0 for none."""
+        """Add a lease with the number that it has had before."""
         self._granted[lease.id] = lease
-        if number:
-            self._numbers[lease.id] = number
+        self._numbers[lease.id] = number
 
     def drop(self, id: int) -> None:
         """Remove a lease and forget what keys it had."""
         del self._granted[id]
-        self._numbers.pop(id, None)
+        del self._numbers[id]
         self._keys.pop(id, None)
 
     def attach(self, id: int, key: bytes) -> None:

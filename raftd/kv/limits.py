@@ -16,7 +16,6 @@ from raftd.kv.operations import (
     Compare,
     DeleteRange,
     DeleteRangeWith,
-    ExpireLease,
     GrantLease,
     Operation,
     Put,
@@ -101,7 +100,7 @@ def _step_refusal(
         return range_refusal(step)
     if isinstance(step, GrantLease):
         return _grant_refusal(step, ttl_floor_ms, ttl_max_ms)
-    if isinstance(step, RevokeLease | ExpireLease) and not 0 < step.id <= MAX_LEASE_ID:
+    if isinstance(step, RevokeLease) and not 0 < step.id <= MAX_LEASE_ID:
         return BadRequest("An id of a lease is a number from 1 to 2**63 - 1.")
     if isinstance(step, Compact) and step.revision < 1:
         return BadRequest("A revision to compact to is at least 1.")

@@ -207,27 +207,15 @@ class ExpireLease(
     msgspec.Struct, tag=12, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
 ):
     """
-    As `RevokeLease`, but only the lease with this `number`, 0 if it has none
-    (`NumberGrants`): what the leader proposes when it has expired.
+    As `RevokeLease`, but only the lease with this `number` (`Leases`): what the
+    leader proposes when it has expired.
 
     By the time at which this is applied that one may be gone, and its id
     granted again.  The lease that has it then has not expired.
     """
 
     id: int
-    number: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-
-class NumberGrants(
-    msgspec.Struct, tag=13, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True
-):
-    """
-    From here on each grant of a lease has a number of its own, counted from 1.
-    Nothing changes if that is so already.
-
-    That numbering begins is in the log, and not done by a version for itself:
-    so all nodes give the same numbers, wherever each began to apply.
-    """
+    number: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 
 
 #: What a transaction is made of.
@@ -245,7 +233,6 @@ Operation = (
     | SetQuota
     | Checkpoint
     | ExpireLease
-    | NumberGrants
 )
 
 _encode = msgspec.msgpack.Encoder().encode

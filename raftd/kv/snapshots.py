@@ -18,7 +18,7 @@ from raftd.kv.leases import MAX_LEASES
 from raftd.kv.records import FIRST_REVISION
 from raftd.kv.results import KeyValue, LeaseResult
 from raftd.kv.versions import Versions
-from raftd.kv.walks import Head, NumberedHead, NumberedLease, Walk
+from raftd.kv.walks import Head, LeaseRow, Walk
 from raftd.slices import Unframer, frame
 
 _MAX_INT = (1 << 63) - 1
@@ -28,9 +28,8 @@ _MAX_INT = (1 << 63) - 1
 MAX_BEGINNING = 1 << 62
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(Head | NumberedHead).decode
-_decode_leases = msgspec.msgpack.Decoder(list[LeaseResult]).decode
-_decode_numbered = msgspec.msgpack.Decoder(list[NumberedLease]).decode
+_decode_head = msgspec.msgpack.Decoder(Head).decode
+_decode_leases = msgspec.msgpack.Decoder(list[LeaseRow]).decode
 _decode_records = msgspec.msgpack.Decoder(list[KeyValue]).decode
 
 
@@ -132,12 +131,8 @@ class Restore:
         elif not content:
             self._section += 1
         elif self._section == _LEASES:
-            if isinstance(self._head, NumberedHead):
-                for row in _decode_numbered(content):
-                    self._take_lease(LeaseResult(row.id, row.ttl_ms), row.number)
-            else:
-                for lease in _decode_leases(content):
-                    self._take_lease(lease, 0)
+            for row in _decode_leases(content):
+                self._take_lease(row)
         elif self._section == _KEYS:
             self._take_keys(_decode_records(content))
         else:
@@ -150,32 +145,30 @@ class Restore:
             or head.revision < FIRST_REVISION
             or not 0 <= head.quota_bytes <= _MAX_INT
             or head.keys < 0
-            or (isinstance(head, NumberedHead) and not 0 < head.next_number <= _MAX_INT)
+            or not 0 < head.next_number <= _MAX_INT
         ):
             raise ValueError("The head of the state of a store makes no sense.")
-        if self._ahead is not None and head.revision + self._ahead > MAX_BEGINNING:
-            raise ValueError(f"The store would begin behind revision {MAX_BEGINNING}.")
+        if self._ahead is not None and (
+            max(head.revision + self._ahead, head.next_number) > MAX_BEGINNING
+        ):
+            raise ValueError(f"The store would begin behind revision or grant {MAX_BEGINNING}.")
         self._head = head
         self._revision = max(head.compacted_revision, FIRST_REVISION)
         self._versions = Versions(self._revision)
-        if isinstance(head, NumberedHead):
-            self._versions.leases.next_number = head.next_number
+        self._versions.leases.next_number = head.next_number
 
-    def _take_lease(self, lease: LeaseResult, number: int) -> None:
+    def _take_lease(self, row: LeaseRow) -> None:
         leases = self._versions.leases
         if (
-            lease.id in leases
+            row.id in leases
             or len(leases) >= MAX_LEASES
-            or not 0 < lease.id <= _MAX_INT
-            or not 0 < lease.ttl_ms <= _MAX_INT
+            or not 0 < row.id <= _MAX_INT
+            or not 0 < row.ttl_ms <= _MAX_INT
+            or not self._last_number < row.number < leases.next_number
         ):
-            raise ValueError(f"The lease {lease.id} is there twice, or makes no sense.")
-        # Those without a number were granted before all others.
-        last = self._last_number
-        if (number or last) and not last < number < leases.next_number:
-            raise ValueError(f"The number of the lease {lease.id} makes no sense.")
-        self._last_number = number
-        leases.load(lease, number)
+            raise ValueError(f"The lease {row.id} is there twice, or makes no sense.")
+        self._last_number = row.number
+        leases.load(LeaseResult(row.id, row.ttl_ms), row.number)
 
     def _take_keys(self, records: list[KeyValue]) -> None:
         assert self._head is not None

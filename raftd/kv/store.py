@@ -30,7 +30,6 @@ from raftd.kv.operations import (
     DeleteRangeWith,
     ExpireLease,
     GrantLease,
-    NumberGrants,
     Put,
     Range,
     RevokeLease,
@@ -54,7 +53,7 @@ from raftd.kv.results import (
 from raftd.kv.snapshots import Restore, Snapshot, State, digest
 from raftd.kv.transactions import Chosen, SimpleStep, choose, refusal_of, simple_steps
 from raftd.kv.versions import Versions
-from raftd.kv.walks import Head, NumberedHead, Walk
+from raftd.kv.walks import Head, Walk
 
 T = TypeVar("T")
 
@@ -219,17 +218,10 @@ class Store:
 
     def lease_number(self, id: int) -> int:
         """
-        Which grant has made the lease: no other one has the same number.
-
-        0 if it was granted before grants were numbered; then a later lease
-        with this id has another number, if they are numbered now.
+        Which grant has made the lease, 0 if there is none: no other grant ever
+        has the same number.
         """
         return self._versions.leases.number(id)
-
-    @property
-    def numbers_grants(self) -> bool:
-        """Whether grants are numbered (`NumberGrants`)."""
-        return self._versions.leases.next_number > 0
 
     def lease_keys(self, id: int, limit: int) -> list[bytes]:
         """
@@ -254,9 +246,13 @@ class Store:
         return digest(self._walk())
 
     def _walk(self) -> Walk:
-        fields = (self.revision, self.compacted_revision, self.quota_bytes, len(self))
-        next_number = self._versions.leases.next_number
-        head = NumberedHead(*fields, next_number) if next_number else Head(*fields)
+        head = Head(
+            self.revision,
+            self.compacted_revision,
+            self.quota_bytes,
+            len(self),
+            self._versions.leases.next_number,
+        )
         walk = Walk(self._versions, head)
         # Only a weak one: whoever drops a walk half-way has given it up.
         self._walks.add(walk)
@@ -305,9 +301,6 @@ class Store:
         if isinstance(operation, Checkpoint):
             if self.on_checkpoint is not None:
                 self.on_checkpoint(index, operation)
-            return _NO_RESULT
-        if isinstance(operation, NumberGrants):
-            self._versions.leases.begin_to_number()
             return _NO_RESULT
         if isinstance(operation, Transaction):
             steps = self._transaction(operation)

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 import msgspec
 
 from raftd.kv.records import FIRST_REVISION
-from raftd.kv.results import KeyValue, LeaseResult
+from raftd.kv.results import KeyValue
 from raftd.kv.versions import Versions
 from raftd.slices import SLICE_BYTES
 
@@ -28,26 +28,21 @@ SLICE_KEYS = 4096
 _ROW_BYTES = 24
 
 
-class Head(msgspec.Struct, tag="raftd.kv/2", array_like=True, frozen=True, gc=False):
-    """What the store is besides its rows; `keys` is how many keys are there."""
+class Head(msgspec.Struct, tag="raftd.kv/3", array_like=True, frozen=True, gc=False):
+    """
+    What the store is besides its rows; `keys` is how many keys are there, and
+    `next_number` that of the next lease that is granted.
+    """
 
     revision: int
     compacted_revision: int
     quota_bytes: int
     keys: int
-
-
-class NumberedHead(Head, tag="raftd.kv/3", array_like=True, frozen=True, gc=False):
-    """
-    The head of a store that numbers the grants of leases, whose rows have their
-    numbers then.  One that does not is written as it ever was.
-    """
-
     next_number: int
 
 
-class NumberedLease(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
-    """The row of a lease behind a `NumberedHead`; `number` is 0 if it has none."""
+class LeaseRow(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=False):
+    """A lease, and which grant it was (`Leases`)."""
 
     id: int
     ttl_ms: int
@@ -57,7 +52,7 @@ class NumberedLease(msgspec.Struct, tag=5, array_like=True, frozen=True, gc=Fals
 #: Rows: leases in the order in which they were granted; or what keys were as of
 #: the compacted revision, in the order of the keys; or what was changed since,
 #: in order, deletes as tombstones.
-Rows = Sequence[LeaseResult] | Sequence[NumberedLease] | Sequence[KeyValue]
+Rows = Sequence[LeaseRow] | Sequence[KeyValue]
 
 
 class Walk:
@@ -114,11 +109,7 @@ class Walk:
     def _some_leases(self) -> Iterator[Rows]:
         for begin in range(0, len(self._leases), SLICE_KEYS):
             leases = self._leases[begin : begin + SLICE_KEYS]
-            if isinstance(self.head, NumberedHead):
-                number = self._numbers.get
-                yield [NumberedLease(x.id, x.ttl_ms, number(x.id, 0)) for x in leases]
-            else:
-                yield leases
+            yield [LeaseRow(x.id, x.ttl_ms, self._numbers[x.id]) for x in leases]
         self._leases.clear()
         self._numbers.clear()
 

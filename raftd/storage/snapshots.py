@@ -203,6 +203,11 @@ class SnapshotStore:
 
     # -- ISnapshotStore ------------------------------------------------------
 
+    @property
+    def latest_size(self) -> int:
+        sizes = [kept.size for kept in self._kept if kept.metadata == self.latest]
+        return sizes[-1] if self.latest is not None else 0
+
     def create(self, metadata: SnapshotMetadata) -> SnapshotWriter:
         self._check_open()
         if self._writer is not None:

@@ -20,7 +20,6 @@ from raftd.kv.operations import (
     DeleteRangeWith,
     ExpireLease,
     GrantLease,
-    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -82,9 +81,9 @@ class Model:
         #: By revision, in order.
         self.changes: list[list[KeyValue]] = [[], []]
         self.leases: dict[int, int] = {}
-        #: The numbers of their grants, 0 for none; and the next one, 0 if there are none.
+        #: The numbers of their grants, and the next one.
         self.numbers: dict[int, int] = {}
-        self.next_number = 0
+        self.next_number = 1
 
     @property
     def revision(self) -> int:
@@ -134,9 +133,6 @@ class Model:
             return CompactResult(operation.revision)
         if isinstance(operation, RevokeLease):
             return self._revoke(operation.id)
-        if isinstance(operation, NumberGrants):
-            self.next_number = max(self.next_number, 1)
-            return NoResult()
         if isinstance(operation, ExpireLease):
             if self.numbers.get(operation.id) != operation.number:
                 refuse("lease_not_found")
@@ -194,7 +190,7 @@ class Attempt:
         for id in self.leases:
             if id not in model.numbers:
                 model.numbers[id] = model.next_number
-                model.next_number += model.next_number > 0
+                model.next_number += 1
         if self.changes:
             model.states.append(self.state)
             model.changes.append(self.changes)

@@ -23,7 +23,6 @@ from raftd.kv.operations import (
     DeleteRangeWith,
     ExpireLease,
     GrantLease,
-    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -75,7 +74,6 @@ OPERATIONS: list[tuple[Operation, str]] = [
     (SetQuota(1 << 32), "92 0a cf0000000100000000"),
     (Checkpoint(5, b"d"), "93 0b 05 c40164"),
     (ExpireLease(9, 300), "93 0c 09 cd012c"),
-    (NumberGrants(), "91 0d"),
 ]
 
 RECORD = KeyValue(b"k", b"v", 2, 3, 2, 1)

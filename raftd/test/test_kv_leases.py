@@ -12,7 +12,6 @@ from raftd.kv.operations import (
     DeleteRange,
     ExpireLease,
     GrantLease,
-    NumberGrants,
     Put,
     PutWith,
     RevokeLease,
@@ -153,7 +152,6 @@ class NumberTests(SynchronousTestCase):
         self.store = Store()
 
     def test_it_ends_the_lease_that_has_expired(self) -> None:
-        apply(self.store, NumberGrants())
         for id in (7, 8):
             apply(self.store, GrantLease(id, 1500))
         apply(self.store, Put(b"k", b"", 8))
@@ -162,7 +160,6 @@ class NumberTests(SynchronousTestCase):
         self.assertEqual(self.store.leases(), [LeaseResult(7, 1500)])
 
     def test_a_later_lease_with_the_same_id_lives_on(self) -> None:
-        apply(self.store, NumberGrants())
         apply(self.store, GrantLease(7, 1500))
         expiry = ExpireLease(7, self.store.lease_number(7))
         apply(self.store, RevokeLease(7))
@@ -170,62 +167,24 @@ class NumberTests(SynchronousTestCase):
         apply(self.store, GrantLease(7, 1500))
         apply(self.store, Put(b"k", b"", 7))
         before = self.store.digest()
-        for number in (1, 0, 3):
+        for number in (1, 3):
             refused = apply(self.store, ExpireLease(7, number))
             self.assertEqual(code_of(refused), "lease_not_found")
         self.assertEqual(self.store.digest(), before)
         self.assertEqual(self.store.lease_keys(7, 9), [b"k"])
 
-    def test_one_from_before_grants_were_numbered(self) -> None:
-        for id in (7, 8):
-            apply(self.store, GrantLease(id, 1500))
-        self.assertFalse(self.store.numbers_grants)
-        apply(self.store, NumberGrants())
-        self.assertTrue(self.store.numbers_grants)
-        apply(self.store, RevokeLease(7))
-        apply(self.store, GrantLease(7, 1500))
-        self.assertEqual(code_of(apply(self.store, ExpireLease(7, 0))), "lease_not_found")
-        self.assertEqual(apply(self.store, ExpireLease(8, 0)), RevokeResult(1, 0))
-        self.assertEqual(code_of(apply(self.store, ExpireLease(8, 0))), "lease_not_found")
-
-    def test_numbering_begins_once(self) -> None:
-        for number in (1, 2, 3):
-            apply(self.store, NumberGrants())
-            apply(self.store, GrantLease(7, 1500))
-            self.assertEqual(self.store.lease_number(7), number)
-            apply(self.store, RevokeLease(7))
-
     def test_a_revocation_that_somebody_asks_for_is_of_any(self) -> None:
-        apply(self.store, NumberGrants())
         apply(self.store, GrantLease(7, 1500))
         self.assertEqual(apply(self.store, RevokeLease(7)), RevokeResult(1, 0))
 
     def test_a_grant_in_a_transaction_has_a_number(self) -> None:
-        apply(self.store, NumberGrants())
         grants = tuple(GrantLease(id, 1500) for id in (9, 3))
         apply(self.store, Transaction((), grants))
         self.assertEqual([self.store.lease_number(id) for id in (9, 3)], [1, 2])
 
-    def test_a_snapshot_from_before_and_the_log_come_to_the_same(self) -> None:
-        """
-        Whoever restored one that knows of no numbers agrees with whoever has
-        applied the same grants: which have no numbers, whatever the version.
-        """
-        apply(self.store, GrantLease(7, 1500))
-        apply(self.store, GrantLease(8, 1500))
-        copy = restored(b"".join(self.store.snapshot()))
-        for store in (self.store, copy):
-            apply(store, NumberGrants())
-            apply(store, GrantLease(9, 1500))
-            apply(store, ExpireLease(7, 0))
-        self.assertEqual(copy.digest(), self.store.digest())
-        self.assertEqual([copy.lease_number(id) for id in (8, 9)], [0, 1])
-
     def test_numbers_are_in_snapshots(self) -> None:
         """Also the next one, though the lease that had the last is gone."""
-        apply(self.store, GrantLease(5, 1000))
-        apply(self.store, NumberGrants())
-        for id in (9, 3):
+        for id in (5, 9, 3):
             apply(self.store, GrantLease(id, 1000))
         apply(self.store, RevokeLease(3))
         snapshot = self.store.snapshot()
@@ -234,13 +193,12 @@ class NumberTests(SynchronousTestCase):
         copy = restored(b"".join(snapshot))
         self.assertEqual(copy.digest(), digest)
         apply(copy, GrantLease(3, 1000))
-        self.assertEqual([copy.lease_number(id) for id in (5, 9, 3)], [0, 1, 3])
-        self.assertEqual(apply(copy, ExpireLease(9, 1)), RevokeResult(1, 0))
+        self.assertEqual([copy.lease_number(id) for id in (5, 9, 3)], [1, 2, 4])
+        self.assertEqual(apply(copy, ExpireLease(9, 2)), RevokeResult(1, 0))
 
     def test_the_digest_has_them(self) -> None:
         twin = Store()
         for store in (self.store, twin):
-            apply(store, NumberGrants())
             apply(store, GrantLease(7, 1500))
         apply(twin, RevokeLease(7))
         apply(twin, GrantLease(7, 1500))

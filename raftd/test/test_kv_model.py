@@ -26,7 +26,6 @@ from raftd.kv.operations import (
     DeleteRangeWith,
     ExpireLease,
     GrantLease,
-    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -158,7 +157,7 @@ class Generator:
         """Mostly of the lease that there is, if there is one."""
         id = 1 + self.source.below(3)
         number = self.model.numbers.get(id, 0) - self.source.one_of([0, 0, 0, 1])
-        return ExpireLease(id, max(0, number))
+        return ExpireLease(id, max(1, number))
 
     def quota(self) -> SetQuota:
         return SetQuota(self.source.one_of([0, 0, 0, 1, 1200, 4000]))
@@ -173,7 +172,6 @@ class Generator:
             *[self.grant] * 2,
             lambda: RevokeLease(1 + self.source.below(3)),
             self.expiry,
-            lambda: NumberGrants() if self.source.chance(4) else self.grant(),
             *[lambda: Compact(self.revision())] * 2,
             self.quota,
         ]
@@ -285,7 +283,6 @@ class Session:
             keys = sorted(key for key in state if state[key].lease == id)
             equal(store.lease_keys(id, 2), keys[:2])
             equal(store.lease_number(id), model.numbers.get(id, 0))
-        equal(store.numbers_grants, model.next_number > 0)
 
     def read(self, query: Range | None) -> None:
         query = query or self.generator.range()

@@ -20,7 +20,6 @@ from raftd.kv.operations import (
     Compact,
     DeleteRange,
     GrantLease,
-    NumberGrants,
     Operation,
     Put,
     PutWith,
@@ -62,8 +61,8 @@ class TheFormat(SnapshotCase):
         for operation in operations:
             apply(self.store, operation)
         frames = [
-            "14000000 95 aa 72616674642e6b762f32 05 03 ce00100000 02",
-            "07000000 91 93 05 07 cdea60",
+            "15000000 96 aa 72616674642e6b762f33 05 03 ce00100000 02 02",
+            "08000000 91 94 05 07 cdea60 01",
             "00000000",
             "0c000000 91 96 c4016b c40177 02 03 02 07",
             "00000000",
@@ -80,28 +79,9 @@ class TheFormat(SnapshotCase):
         self.assertEqual(copy.event(b"k", 5, True), self.store.event(b"k", 5, True))
         self.assertEqual(copy.get(b"k", 3), KeyValue(b"k", b"w", 2, 3, 2, 7))
 
-    def test_the_example_with_numbered_grants(self) -> None:
-        operations: list[Operation] = [
-            GrantLease(7, 60_000),
-            NumberGrants(),
-            GrantLease(8, 60_000),
-        ]
-        for operation in operations:
-            apply(self.store, operation)
-        frames = [
-            "11000000 96 aa 72616674642e6b762f33 01 00 00 00 02",
-            "0f000000 92 94 05 07 cdea60 00 94 05 08 cdea60 01",
-            "00000000 00000000 00000000",
-        ]
-        data = b"".join(self.store.snapshot())
-        self.assertEqual(data.hex(), "".join(frames).replace(" ", ""))
-        copy = restored(data)
-        self.assertEqual(copy.digest(), self.store.digest())
-        self.assertEqual(b"".join(copy.snapshot()), data)
-
     def test_an_empty_store(self) -> None:
         data = b"".join(self.store.snapshot())
-        self.assertEqual(data, frame(encode(["raftd.kv/2", 1, 0, 0, 0])) + 3 * frame(b""))
+        self.assertEqual(data, frame(encode(["raftd.kv/3", 1, 0, 0, 0, 1])) + 3 * frame(b""))
         self.assertEqual(restored(data).digest(), self.store.digest())
 
     def test_all_of_the_past_that_is_left_comes_along(self) -> None:
@@ -411,7 +391,7 @@ class Restoring(SnapshotCase):
         """The numbers of the format end somewhere, and a store that comes there with them."""
         for behind in (0, 1000):
             for most, is_refused in ((MAX_BEGINNING, False), (MAX_BEGINNING + 1, True)):
-                head = ["raftd.kv/2", most - behind, most - behind, 0, 0]
+                head = ["raftd.kv/3", most - behind, most - behind, 0, 0, 1]
                 state = frame(encode(head)) + 3 * frame(b"")
                 copy = Store()
                 restore = copy.restore(behind)
@@ -422,6 +402,15 @@ class Restoring(SnapshotCase):
                 restore.finish()
                 apply(copy, Put(b"k", b""))
                 self.assertEqual(restored(b"".join(copy.snapshot())).revision, most + 1)
+
+    def test_none_begins_where_no_lease_could_be_granted(self) -> None:
+        for most, is_refused in ((MAX_BEGINNING, False), (MAX_BEGINNING + 1, True)):
+            restore = Store().restore(0)
+            head = frame(encode(["raftd.kv/3", 1, 0, 0, 0, most]))
+            if is_refused:
+                self.assertRaises(ValueError, restore.write, head)
+            else:
+                restore.write(head)
 
     def test_versions_of_a_key_share_the_key(self) -> None:
         """And equal numbers are one object: a restart must not take more memory."""
@@ -477,8 +466,8 @@ class Restoring(SnapshotCase):
 
     def state(
         self,
-        head: object = ("raftd.kv/2", 5, 3, 0, 2),
-        leases: object = ((5, 7, 1000),),
+        head: object = ("raftd.kv/3", 5, 3, 0, 2, 9),
+        leases: object = ((5, 7, 1000, 8),),
         keys: object = ((b"k", b"v", 2, 3, 2, 7),),
         changes: object = ((b"l", b"", 4, 4, 1, 0), (b"k", b"w", 2, 5, 3, 7)),
     ) -> bytes:
@@ -494,54 +483,56 @@ class Restoring(SnapshotCase):
             ["raftd.kv/3", 5, 3, 0, 2, 0],
             ["raftd.kv/3", 5, 3, 0, 2, -1],
             ["raftd.kv/3", 5, 3, 0, 2, 2**63],
-            # Its leases have numbers.
-            ["raftd.kv/3", 5, 3, 0, 2, 9],
+            ["raftd.kv/3", 5, 3, 0, 2, 8],
+            ["raftd.kv/2", 5, 3, 0, 2],
+            ["raftd.kv/2", 5, 3, 0, 2, 9],
             ["raftd.kv/4", 5, 3, 0, 2, 9],
-            ["raftd.kv/2", 5, 3, 0],
-            ["raftd.kv/2", 0, 0, 0, 2],
-            ["raftd.kv/2", 2, 3, 0, 2],
-            ["raftd.kv/2", 5, -1, 0, 2],
-            ["raftd.kv/2", 5, 3, -1, 2],
-            ["raftd.kv/2", 5, 3, 0, -1],
-            ["raftd.kv/2", 5, 3, 0, 1],
-            ["raftd.kv/2", 5, 3, 0, 3],
-            ["raftd.kv/2", 4, 3, 0, 2],
-            ["raftd.kv/2", 6, 3, 0, 2],
-            ["raftd.kv/2", 5, 2, 0, 2],
-            ["raftd.kv/2", 2**63, 3, 0, 2],
+            ["raftd.kv/3", 5, 3, 0],
+            ["raftd.kv/3", 0, 0, 0, 2, 9],
+            ["raftd.kv/3", 2, 3, 0, 2, 9],
+            ["raftd.kv/3", 5, -1, 0, 2, 9],
+            ["raftd.kv/3", 5, 3, -1, 2, 9],
+            ["raftd.kv/3", 5, 3, 0, -1, 9],
+            ["raftd.kv/3", 5, 3, 0, 1, 9],
+            ["raftd.kv/3", 5, 3, 0, 3, 9],
+            ["raftd.kv/3", 4, 3, 0, 2, 9],
+            ["raftd.kv/3", 6, 3, 0, 2, 9],
+            ["raftd.kv/3", 5, 2, 0, 2, 9],
+            ["raftd.kv/3", 2**63, 3, 0, 2, 9],
             [],
         ):
             self.refused(self.state(head))
 
     def test_leases_that_make_no_sense_are_refused(self) -> None:
-        good = [5, 7, 1000]
+        good = [5, 7, 1000, 8]
         for leases in (
-            [[5, 0, 1000], good],
+            [[5, 0, 1000, 1], good],
             [good, good],
-            [[5, 7, 0]],
-            [[5, -1, 5], good],
-            [[5, 2**63, 5], good],
-            [[6, 7, 1000]],
+            [[5, 7, 0, 1]],
+            [[5, -1, 5, 1], good],
+            [[5, 2**63, 5, 1], good],
+            [[6, 7, 1000, 1]],
             [[5, 7]],
+            [[5, 7, 1000]],
             # Its keys are there, and it is not.
             [],
-            [[5, 8, 1000]],
+            [[5, 8, 1000, 1]],
         ):
             self.refused(self.state(leases=leases))
         self.patch(walks, "SLICE_KEYS", 1)
-        self.assertEqual(len(restored(self.state(leases=[[5, 9, 1], good])).leases()), 2)
+        self.assertEqual(len(restored(self.state(leases=[[5, 9, 1, 1], good])).leases()), 2)
 
     def test_numbers_of_leases_that_make_no_sense_are_refused(self) -> None:
         def state(*numbers: int) -> bytes:
             leases = [[5, 7 + n, 1000, number] for n, number in enumerate(numbers)]
             return self.state(("raftd.kv/3", 5, 3, 0, 2, 5), leases)
 
-        good: list[tuple[int, ...]] = [(0,), (1,), (4,), (0, 0, 2, 4)]
+        good: list[tuple[int, ...]] = [(1,), (4,), (1, 2, 4)]
         for numbers in good:
             store = restored(state(*numbers))
             found = tuple(store.lease_number(7 + n) for n in range(len(numbers)))
             self.assertEqual(found, numbers)
-        bad: list[tuple[int, ...]] = [(5,), (-1,), (2**63 - 1,), (1, 1), (2, 1), (0, 3, 0)]
+        bad: list[tuple[int, ...]] = [(5,), (0,), (-1,), (2**63 - 1,), (1, 1), (2, 1), (0, 3)]
         for numbers in bad:
             self.refused(state(*numbers))
 

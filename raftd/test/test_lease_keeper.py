@@ -33,7 +33,7 @@ from raftd.kv.lease_keeper import (
     ttl_floor_ms,
 )
 from raftd.kv.lease_questions import KeepAlive, LeaseAsker, Left, TimeLeft
-from raftd.kv.operations import ExpireLease, NumberGrants, decode_operation
+from raftd.kv.operations import ExpireLease, decode_operation
 from raftd.kv.results import LeaseResult, RevokeResult, encode_result
 from raftd.test.drivers import Answer
 
@@ -48,14 +48,17 @@ class FakeStore:
     def __init__(self) -> None:
         self.granted: dict[int, LeaseResult] = {}
         self.on_lease: Callable[[int, int], None] | None = None
-        self.numbers_grants = True
         self.numbers: dict[int, int] = {}
         self.next_number = 1
 
-    def grant(self, id: int, ttl_s: float = 10) -> None:
+    def granted_before(self, id: int, ttl_s: float = 10) -> None:
+        """Before anybody was told of it."""
         self.granted[id] = LeaseResult(id, int(ttl_s * 1000))
-        self.numbers[id] = self.next_number if self.numbers_grants else 0
+        self.numbers[id] = self.next_number
         self.next_number += 1
+
+    def grant(self, id: int, ttl_s: float = 10) -> None:
+        self.granted_before(id, ttl_s)
         assert self.on_lease is not None
         self.on_lease(id, int(ttl_s * 1000))
 
@@ -83,8 +86,6 @@ class FakeNode:
         self.proposed: list[tuple[list[int], Deferred[list[bytes | RaftdError]]]] = []
         #: Whether reads are confirmed, and revocations committed, at once.
         self.obliges = True
-        #: Proposals to number grants.
-        self.numberings: list[Deferred[list[bytes | RaftdError]]] = []
         self.is_leader = True
 
     def read(self, done: Done[None]) -> None:
@@ -99,12 +100,8 @@ class FakeNode:
         if not self.is_leader:
             return fail(NotLeader("Not any more."))
         operations = [decode_operation(decode_command(c).operation) for c in commands]
-        if operations == [NumberGrants()]:
-            self.numberings.append(Deferred())
-            return self.numberings[-1]
         expiries = [o for o in operations if isinstance(o, ExpireLease)]
         assert len(expiries) == len(commands)
-        assert self.store.numbers_grants
         ids = [o.id for o in expiries]
         assert [o.number for o in expiries] == [self.store.lease_number(id) for id in ids]
         self.proposed.append((ids, Deferred()))
@@ -177,7 +174,7 @@ class ExpiryTests(KeeperTestCase):
     def test_a_new_leader_starts_every_lease_anew(self) -> None:
         """From when it begins, whenever they were granted."""
         for id in range(1, 6):
-            self.store.granted[id] = LeaseResult(id, id * 10_000)
+            self.store.granted_before(id, id * 10)
         self.advance(1000)
         self.keeper.begin()
         self.assertEqual(len(self.keeper), 5)
@@ -307,47 +304,6 @@ class ExpiryTests(KeeperTestCase):
         self.advance(1)
         self.assertEqual(self.node.revoked, [7, 7])
 
-    def test_nothing_is_revoked_before_grants_are_numbered(self) -> None:
-        """Else a lease that is granted on the way had no number, as the one before it."""
-        self.store.numbers_grants = False
-        self.keeper.begin()
-        for id in (7, 8):
-            self.store.grant(id, 10)
-        self.advance(9.9)
-        self.assertEqual(self.node.numberings, [], "no lease has expired yet")
-        self.advance(0.1)
-        for error in (Overloaded("Not now."), OutcomeUnknown("Who knows?")):
-            numbering = self.node.numberings[-1]
-            self.advance(60)
-            self.assertIs(self.node.numberings[-1], numbering, "one at a time")
-            numbering.callback([error])
-            self.advance(RETRY_S - 0.01)
-            self.assertIs(self.node.numberings[-1], numbering)
-            self.advance(0.02)
-            self.assertIsNot(self.node.numberings[-1], numbering)
-        self.assertEqual((self.node.revoked, len(self.node.numberings)), ([], 3))
-        self.assertEqual(self.keep_alive(8), [10_000])
-        self.store.numbers_grants = True
-        self.node.numberings[-1].callback([REVOKED])
-        self.advance(0.1)
-        self.assertEqual(self.node.revoked, [7])
-        self.advance(10)
-        self.assertEqual((self.node.revoked, len(self.node.numberings)), ([7, 8], 3))
-
-    def test_numbering_that_another_tenure_has_asked_for(self) -> None:
-        self.store.numbers_grants = False
-        self.keeper.begin()
-        self.store.grant(7, 10)
-        self.advance(10)
-        self.keeper.end()
-        self.keeper.begin()
-        self.advance(9)
-        self.node.numberings[0].errback(NotLeader("Superseded."))
-        self.advance(0.9)
-        self.assertEqual(len(self.node.numberings), 1)
-        self.advance(0.1)
-        self.assertEqual(len(self.node.numberings), 2)
-
     def test_leases_that_come_and_go_leave_nothing_behind(self) -> None:
         self.keeper.begin()
         for id in range(1, 20_000):
@@ -367,7 +323,7 @@ class ExpiryTests(KeeperTestCase):
     def test_many_leases_are_begun_in_slices(self) -> None:
         self.patch(lease_keeper, "SLICE_LEASES", 10)
         for id in range(1, 96):
-            self.store.granted[id] = LeaseResult(id, 10_000)
+            self.store.granted_before(id)
         self.keeper.begin()
         (turn,) = self.clock.getDelayedCalls()
         turn.cancel()

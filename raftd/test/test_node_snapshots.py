@@ -369,6 +369,24 @@ class WhenTests(SnapshotCase):
         self.assertGreater(last - one, 40 * ENTRY_BYTES)
         self.assertLessEqual(last, self.THRESHOLD_BYTES + 10 * ENTRY_BYTES)
 
+    def test_a_member_that_starts_knows_how_large_its_last_one_is(self) -> None:
+        """Else all that start together would take one each, however large, at once."""
+        self.patch(snapshotting, "LEAST_SHARE", 1.0)
+        cluster, leader, _ = self.led(
+            1, Journal, snapshot_threshold_bytes=300, snapshot_tail_entries=5
+        )
+        self.write_many(cluster, leader, 100)
+        cluster.advance(1.0)
+        cluster.crash(leader)
+        cluster.restart(leader)
+        cluster.await_leader()
+        before = cluster.snapshots[leader].latest
+        assert before is not None
+        self.write_many(cluster, leader, 5)
+        self.assertEqual(cluster.snapshots[leader].latest, before)
+        self.write_many(cluster, leader, 100)
+        self.assertNotEqual(cluster.snapshots[leader].latest, before)
+
     def test_without_shares_they_would_do_so_together(self) -> None:
         self.patch(snapshotting, "LEAST_SHARE", 1.0)
         one, _, last = self.taken()
