@@ -21,8 +21,8 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from raftd.test.chaos import nemesis
-from raftd.test.chaos.__main__ import main
+from raftd.test.chaos import __main__ as command
+from raftd.test.chaos import nemesis, sandbox
 from raftd.test.chaos.clients import Client
 from raftd.test.chaos.faults import Fault
 from raftd.test.chaos.locks import TTL_S, Event, judge
@@ -165,6 +165,8 @@ class OptionTests(SynchronousTestCase):
     def test_nonsense_is_refused(self) -> None:
         """Before anything is started."""
         self.patch(sys, "stderr", io.StringIO())
+        for module, name in ((sandbox, "command"), (command, "_run")):
+            self.patch(module, name, lambda *_: self.fail("it is started"))
         for options in (
             ("--system", "paper"),
             ("--nodes", "2"),
@@ -172,7 +174,7 @@ class OptionTests(SynchronousTestCase):
             ("--defect", "too-good"),
             ("--keep", os.curdir),
         ):
-            refused = self.assertRaises(SystemExit, main, ["--nodes", "3", *options])
+            refused = self.assertRaises(SystemExit, command.main, ["--nodes", "3", *options])
             self.assertEqual(refused.code, 2, options)
 
 

@@ -6,8 +6,11 @@ All defects are tried by a command of its own; here, a few are.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from twisted.trial.unittest import SynchronousTestCase
 
+from raftd.test.defects import planting
 from raftd.test.defects.__main__ import try_one
 from raftd.test.defects.defect import NO_PITFALL, Defect, DoesNotApply, put_in
 from raftd.test.defects.planting import ROOT, Catchers, Garden
@@ -102,3 +105,27 @@ class TrialTests(SynchronousTestCase):
             self.assertTrue(verdict.failed)
             self.assertTrue(verdict.slip, str(verdict))
             self.assertIn(said, verdict.why)
+
+    def test_a_slip_that_a_seed_meets_is_no_catch(self) -> None:
+        slip = HARMLESS._replace(new="return all() and all(")
+        with Garden() as garden, garden.planted(slip):
+            verdict = garden.run_seeds(1)
+        self.assertEqual(verdict.failed, "1")
+        self.assertTrue(verdict.slip, str(verdict))
+        self.assertIn("TypeError", verdict.why)
+
+
+class GardenTests(SynchronousTestCase):
+    def test_what_another_process_is_compiling_is_not_copied(self) -> None:
+        """It is listed, and gone when it is its turn, as what a broken link points to."""
+        root = Path(self.mktemp()).resolve() / "raftd"
+        cache, plugins = root / "__pycache__", root.parent / "twisted" / "plugins"
+        for directory in (cache, plugins):
+            directory.mkdir(parents=True)
+        (plugins / "raftd_plugin.py").touch()
+        (cache / "x.cpython-310.pyc").touch()
+        (cache / "x.cpython-310.pyc.140").symlink_to(cache / "gone")
+        self.patch(planting, "ROOT", root)
+        with Garden() as garden:
+            copied = [path.name for path in (garden.tree / "raftd").rglob("*.pyc*")]
+        self.assertEqual(copied, ["x.cpython-310.pyc"])

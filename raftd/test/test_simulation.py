@@ -30,6 +30,7 @@ from raftd.test.defects.table import ALL
 from raftd.test.simulation import plan as plans
 from raftd.test.simulation.__main__ import Figures, command_of, report
 from raftd.test.simulation.disk import JOB_S, LOG, DiskWorker, Durable, HostDisk, Write
+from raftd.test.simulation.faults import LASTING_S
 from raftd.test.simulation.hosts import Machine
 from raftd.test.simulation.invariants import DIGEST_EVERY, Invariants
 from raftd.test.simulation.plan import FLIP, KINDS, Plan
@@ -143,6 +144,24 @@ class RuleTests(SynchronousTestCase):
             late_s = simulation.world.now - 10.0 - bound_s
             self.assertLess(abs(late_s), 2 * STEP_S)
 
+    def test_a_full_disk_is_an_excuse_for_who_runs(self) -> None:
+        """A node that was down, or has gone for good, waits for no room."""
+        for is_running in (True, False):
+            for is_well in (True, False):
+                simulation = Simulation(Plan(RICH[0], []))
+                simulation._begin()
+                simulation.world.run(1.0)
+                simulation.faults._fill(Random(1))
+                (host,) = (host for host in simulation.hosts if host.disk.room is not None)
+                if not is_running:
+                    host.die()
+                if is_well:
+                    simulation._make_well()
+                else:
+                    simulation.world.run(1.0 + max(LASTING_S))
+                self.assertIsNone(host.disk.room)
+                self.assertEqual(simulation.space_since_s >= 1.0, is_running)
+
     def test_a_vote_that_takes_the_place_of_another(self) -> None:
         durable = Durable(HardState(4, 1), ())
         for number, (hard_state, is_good) in enumerate(
@@ -165,7 +184,15 @@ class RuleTests(SynchronousTestCase):
 
     def test_a_state_that_differs_at_one_index(self) -> None:
         """Whatever it is, and though it is gone when the next entry is applied."""
-        for harm in (_other_quota, _other_value, _other_lease, _other_record, _other_result):
+        for harm in (
+            _other_quota,
+            _other_value,
+            _other_older,
+            _other_lease,
+            _other_record,
+            _other_order,
+            _other_result,
+        ):
             simulation = Simulation(Plan(RICH[0], []))
             with (
                 mock.patch.object(Invariants, "_check_state"),
@@ -377,6 +404,20 @@ def _other_value(machine: Machine) -> Callable[[], None] | None:
     return None
 
 
+def _other_older(machine: Machine) -> Callable[[], None] | None:
+    """What a key had is not what the history says."""
+    store = machine._process.store
+    for shard in store._versions._older:
+        for older in shard.values():
+            first, *others = older.records
+            if first.mod_revision > store.compacted_revision and first.version:
+                records = (replace(first, value=b"another"), *others)
+                mend = partial(setattr, older, "records", older.records)
+                older.records = records
+                return mend
+    return None
+
+
 def _other_lease(machine: Machine) -> Callable[[], None] | None:
     leases = machine._process.store._versions.leases._granted
     for id, lease in leases.items():
@@ -391,6 +432,17 @@ def _other_record(machine: Machine) -> Callable[[], None] | None:
         for name, record in shard.items():
             return _replaced(shard, name, b"else" + record[4:])
     return None
+
+
+def _other_order(machine: Machine) -> Callable[[], None] | None:
+    """Two idempotency keys that came one after the other have changed places."""
+    table: Any = machine._process.service.machine._table
+    if len(table.records) < 2:
+        return None
+    blocks = table.order._blocks
+    names = bytes(blocks[0])
+    first, second, others = names[:16], names[16:32], names[32:]
+    return _replaced(blocks, 0, bytearray(second + first + others))
 
 
 def _other_result(machine: Machine) -> Callable[[], None] | None:

@@ -145,6 +145,7 @@ def run_seeds(count: int) -> Verdict:
         try:
             run_seed(seed)
         except Exception as e:
+            Failure()  # for `Slips`: there is no Twisted here that makes one
             why = f"{type(e).__name__}: {e}"
             return Verdict(seed, str(seed), why, bool(_SLIP.search(why)))
     return Verdict(count)

@@ -75,9 +75,10 @@ class Garden:
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="raftd-defects-")
         self._tree = Path(self._directory.name).resolve()
-        shutil.copytree(
-            ROOT, self._tree / "raftd", ignore=shutil.ignore_patterns("_trial_temp*")
-        )
+        # Compiled files are good in the copy too; `x.pyc.123` is one that another
+        # process is writing, and has another name a moment later.
+        ignore = shutil.ignore_patterns("_trial_temp*", "*.pyc.*")
+        shutil.copytree(ROOT, self._tree / "raftd", ignore=ignore)
         plugin = Path("twisted", "plugins", "raftd_plugin.py")
         (self._tree / plugin).parent.mkdir(parents=True)
         shutil.copy(ROOT.parent / plugin, self._tree / plugin)

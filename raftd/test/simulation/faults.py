@@ -222,12 +222,7 @@ class Faults:
 
     def _fill(self, random: Random) -> None:
         host = self._any(random)
-
-        def empty() -> None:
-            host.disk.room = None
-            self._simulation.space_since_s = self._simulation.world.now
-
-        self._later(random, empty)
+        self._later(random, lambda: self._simulation.make_room(host))
         host.disk.room = random.choice((0, random.randrange(MAX_ROOM)))
 
     def _slow(self, random: Random) -> None:

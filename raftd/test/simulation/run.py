@@ -95,7 +95,8 @@ class Simulation:
         self.clients = Clients(self)
         self.faults = Faults(self)
         self.judged = 0
-        #: When a disk was full for the last time; its node looks for room now and then.
+        #: When the disk of a node that ran was full for the last time; the node looks
+        #: for room now and then.
         self.space_since_s = -SPACE_RETRY_S
 
     # -- for its parts ---------------------------------------------------------
@@ -122,6 +123,13 @@ class Simulation:
                 act()
 
         self.world.callLater(delay_s, later)
+
+    def make_room(self, host: Host) -> None:
+        """Its disk is not full any more."""
+        # A node that starts later finds that at once; one that was removed has ended.
+        if host.disk.room is not None and host.process is not None:
+            self.space_since_s = self.world.now
+        host.disk.room = None
 
     def processes(self) -> list[Process]:
         return [host.process for host in self.hosts if host.process is not None]
@@ -177,8 +185,6 @@ class Simulation:
         """From here on nothing goes wrong."""
         self.note("all is made well")
         self.is_faulty = False
-        if any(host.disk.room is not None for host in self.hosts):
-            self.space_since_s = self.world.now
         network = self.network
         network.loss = network.duplication = 0.0
         network.max_delay_s = 0.002
@@ -186,8 +192,9 @@ class Simulation:
         network.heal()
         for host in self.hosts:
             disk, process = host.disk, host.process
+            self.make_room(host)
             disk.crash_in, disk.fails_flush = None, ""
-            disk.room, disk.slowness = None, 1.0
+            disk.slowness = 1.0
             if process is not None:
                 for worker in process.workers:
                     worker.hurry()

@@ -2,9 +2,10 @@
 A number for a whole state, quick enough to be compared after every entry.
 
 It covers what the digest does (`IStateMachine.digest`): the table of sessions,
-that of idempotency keys, leases, and every version that can be read; and what a
-store keeps beside that and the digest leaves out: the newest versions by their
-keys, the keys of leases, the size that a quota is held against.
+that of idempotency keys in the order in which they expire, leases, and what each
+revision that can be read has changed; and what a store keeps beside that and the
+digest leaves out: the newest and the older versions by their keys, the keys of
+leases, the size that a quota is held against.
 
 The digest encodes all of it and takes a SHA-256; this takes Python's hash of the
 objects as they are, which each object mostly has at hand.  Only numbers of one
@@ -46,28 +47,32 @@ def _sessions(sessions: Any) -> int:
 
 
 def _keys(table: Any) -> int:
-    names: list[bytes] = []
-    records: list[bytes] = []
-    for shard in table.records._shards:
-        if shard:
-            names += shard
-            records += shard.values()
-    contents = tuple(map(_CONTENTS.__getitem__, records))
-    return hash((table.now_ms, table.size, tuple(names), contents))
+    order, find = table.order, table.records.get
+    rows: list[object] = []
+    for place in range(order.front, order.end):
+        name = order.at(place)
+        record = find(name)
+        if record is not None:
+            number, contents = _CONTENTS[record]
+            if number == place:  # else left over from a key that has expired
+                rows += (name, contents)
+    return hash((table.now_ms, table.size, len(table.records), tuple(rows)))
 
 
-class _Contents(dict[bytes, int]):
+class _Contents(dict[bytes, tuple[int, int]]):
     """
-    Numbers of records of idempotency keys, without their places: a restore
-    numbers anew.  The records of all nodes are equal, so each is taken apart once.
+    Of records of idempotency keys: the place, and a number of the rest, for a
+    restore numbers the places anew.  The records of nodes are mostly equal, so
+    each is taken apart once.
     """
 
-    def __missing__(self, record: bytes) -> int:
+    def __missing__(self, record: bytes) -> tuple[int, int]:
         if len(self) >= _MAX_CONTENTS:
             self.clear()
-        fingerprint, time_ms, _ = record_head.unpack_from(record)
-        number = self[record] = hash((fingerprint, time_ms, record[record_head.size :]))
-        return number
+        fingerprint, time_ms, place = record_head.unpack_from(record)
+        rest = hash((fingerprint, time_ms, record[record_head.size :]))
+        self[record] = place, rest
+        return place, rest
 
 
 _CONTENTS = _Contents()
@@ -86,6 +91,15 @@ def _store(store: Any) -> int:
         rows += [at(key, since) for key in versions.keys(b"", None, _ALL)]
     for records in versions.history.walk(since, store.revision):
         rows += records
+    # What past revisions are read from, by its keys; in another order after a restore.
+    rows.append(
+        frozenset(
+            (key, *(record for record in older.records if record.mod_revision > since))
+            for shard in versions._older
+            for key, older in shard.items()
+            if older.records[-1].mod_revision > since
+        )
+    )
     # What is there now, by its keys.
     rows += map(versions.get, versions.live.range(b"", None, _ALL))
     return hash((head, len(store), tuple(rows)))
