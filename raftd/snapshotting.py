@@ -43,7 +43,7 @@ DEFAULT_THRESHOLD_BYTES = 64 << 20
 #: The least share of that at which one is taken.  Each member draws its own for
 #: each snapshot: their logs grow alike, and if all of them were busy with theirs
 #: at the same time, there would be no quorum that is not.
-LEAST_SHARE = 0.5
+LEAST_SHARE = 0.75
 #: When it is tried again after one that could not be written, as on a full disk:
 #: the next one gives the room of the log back, so it must not wait for more writes.
 TAKE_RETRY_S = 30.0

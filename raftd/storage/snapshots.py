@@ -205,8 +205,8 @@ class SnapshotStore:
 
     @property
     def latest_size(self) -> int:
-        sizes = [kept.size for kept in self._kept if kept.metadata == self.latest]
-        return sizes[-1] if self.latest is not None else 0
+        newest_first = reversed(self._kept)
+        return next((kept.size for kept in newest_first if kept.metadata == self.latest), 0)
 
     def create(self, metadata: SnapshotMetadata) -> SnapshotWriter:
         self._check_open()

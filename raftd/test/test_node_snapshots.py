@@ -366,7 +366,7 @@ class WhenTests(SnapshotCase):
         """Else all of a quorum would be slow at the same time."""
         one, _, last = self.taken()
         self.assertGreaterEqual(one, self.THRESHOLD_BYTES * snapshotting.LEAST_SHARE)
-        self.assertGreater(last - one, 40 * ENTRY_BYTES)
+        self.assertGreater(last - one, 15 * ENTRY_BYTES)
         self.assertLessEqual(last, self.THRESHOLD_BYTES + 10 * ENTRY_BYTES)
 
     def test_a_member_that_starts_knows_how_large_its_last_one_is(self) -> None:
