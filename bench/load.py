@@ -27,6 +27,9 @@ FILLERS = 8
 #: wrk gives up on a request after so long, and counts it as failed.
 TIMEOUT_S = 10
 
+#: How long before a load: the end of a thousand connections is work, and not its own.
+SETTLE_S = 1.0
+
 _SCRIPT = """
 local triples = {}
 for i = 0, 999 do triples[i] = %(triples)s[i + 1] end
@@ -132,7 +135,8 @@ def parse(output: str) -> Sample:
 
 
 def run(cluster: HTTPCluster, node: int, load: Load, seconds: float, seed: int = 1) -> Sample:
-    """Load one node of the cluster for so long."""
+    """Load one node of the cluster for so long, when all is quiet again after the last one."""
+    time.sleep(SETTLE_S)
     with tempfile.NamedTemporaryFile("w", suffix=".lua", dir=cluster.directory) as file:
         file.write(script(cluster, load, seed))
         file.flush()

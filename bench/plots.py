@@ -73,7 +73,8 @@ def draw_writes(rows: Rows, path: str) -> None:
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
     rates.legend()
-    latencies.legend(fontsize="small", ncols=2)
+    latencies.set_ylim(top=20 * latencies.get_ylim()[1])  # room for the legend
+    latencies.legend(fontsize="small", ncols=2, loc="upper left")
     save(figure, path)
 
 
