@@ -357,7 +357,10 @@ class FormerMembersTests(RescueCase):
         former = status_of(one).cluster_id
         self.assertEqual(self.rescue(directory, "--yes"), 0)
         rescued = await self.start(directory)
-        joiner = await self.joiner()
+        # Broken off when its identity was on the disk, and before it had any entry.
+        joiner, name = self.server(), free_name()
+        await joiner.take_name(name)
+        joiner._replica._begin_join(name, (name_of(rescued),))
         joiner._replica._record(cluster_id=former)
         await self.refused(joiner.join([name_of(rescued)]), JoinFailed, "cluster")
         self.assertEqual(len(roles_of(rescued)), 1)
