@@ -14,6 +14,9 @@ from pathlib import Path
 
 TREE = Path(__file__).parent.parent.resolve()
 
+#: What the tests and earlier installations have left there, which no build is to see.
+LEFT_OVER = shutil.ignore_patterns("*.egg-info", "_trial_temp*", ".venv")
+
 #: Printed by the installed package: where it is, and what must be with it.
 LOOK = """
 import raftd, raftd.test, importlib.resources, importlib.metadata
@@ -79,7 +82,7 @@ def main() -> None:
         trees = {}
         for way in ("wheel", "plain", "editable"):
             trees[way] = work / f"tree-{way}"
-            shutil.copytree(TREE, trees[way], ignore=shutil.ignore_patterns("*.egg-info"))
+            shutil.copytree(TREE, trees[way], ignore=LEFT_OVER)
 
         python = new_environment(work / "wheel")
         pip = (python, "-m", "pip", "-q")
