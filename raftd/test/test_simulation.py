@@ -162,6 +162,11 @@ class RuleTests(SynchronousTestCase):
                 self.assertIsNone(host.disk.room)
                 self.assertEqual(simulation.space_since_s >= 1.0, is_running)
 
+    def test_a_snapshot_that_a_full_disk_has_refused_comes_later(self) -> None:
+        """A leader waits ten timeouts before it sends it again: no rule is broken by that."""
+        for seed in (3210, 3266):
+            self.assertEqual(run_seed(seed).violation, "")
+
     def test_a_vote_that_takes_the_place_of_another(self) -> None:
         durable = Durable(HardState(4, 1), ())
         for number, (hard_state, is_good) in enumerate(

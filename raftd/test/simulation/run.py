@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Collection
 
 import msgspec
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
+from raftd.core.leader import SNAPSHOT_RETRY_TIMEOUTS
 from raftd.core.membership import Configuration
 from raftd.core.messages import Member
 from raftd.core.raft import Role
@@ -95,9 +97,9 @@ class Simulation:
         self.clients = Clients(self)
         self.faults = Faults(self)
         self.judged = 0
-        #: When the disk of a node that ran was full for the last time; the node looks
-        #: for room now and then.
-        self.space_since_s = -SPACE_RETRY_S
+        #: When the disk of a node that ran was full for the last time: the node looks
+        #: for room now and then, and is sent a snapshot again some time later.
+        self.space_since_s = -math.inf
 
     # -- for its parts ---------------------------------------------------------
 
@@ -209,11 +211,14 @@ class Simulation:
 
     # -- what must come about ----------------------------------------------------
 
-    def _within(self, timeouts: float, condition: Callable[[], bool], what: str) -> None:
+    def _within(
+        self, timeouts: float, condition: Callable[[], bool], what: str, retry_timeouts: int = 0
+    ) -> None:
+        """`retry_timeouts` is how much longer it may take behind a disk that was full."""
         slowest_rate = self.plan.slowest_rate
         timeout_s = self.plan.options.election_timeout_ms / 1000 / slowest_rate
-        found_room_at = self.space_since_s + SPACE_RETRY_S / slowest_rate
-        end = max(self.world.now, found_room_at) + timeouts * timeout_s
+        retry_s = max(SPACE_RETRY_S / slowest_rate, retry_timeouts * timeout_s)
+        end = max(self.world.now, self.space_since_s + retry_s) + timeouts * timeout_s
         while not condition():
             self.require(self.world.now < end, f"not within {timeouts} timeouts: {what}")
             self.world.run(self.world.now + STEP_S)
@@ -251,7 +256,8 @@ class Simulation:
             members = self._members()
             return bool(members) and all(p.node._applier.applied_index >= last for p in members)
 
-        self._within(AGREE_WITHIN_TIMEOUTS, have_all, f"all members have applied {last}")
+        what = f"all members have applied {last}"
+        self._within(AGREE_WITHIN_TIMEOUTS, have_all, what, SNAPSHOT_RETRY_TIMEOUTS)
 
     def _await_agreement(self) -> None:
         def is_agreed() -> bool:
@@ -261,7 +267,8 @@ class Simulation:
             }
             return len(found) == 1 and all(last == applied for last, applied in found)
 
-        self._within(AGREE_WITHIN_TIMEOUTS, is_agreed, "all members have applied the same")
+        what = "all members have applied the same"
+        self._within(AGREE_WITHIN_TIMEOUTS, is_agreed, what, SNAPSHOT_RETRY_TIMEOUTS)
 
     def _check_end(self) -> None:
         members = self._members()
