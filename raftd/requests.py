@@ -2,8 +2,7 @@
 The book of requests that a node has taken on and not answered yet.
 
 It holds each request until it is answered, bounds their number and size, and
-finds the ones whose time is up; all of them share one deadline order, so that
-the node needs one timer for all.
+finds the ones whose time is up, with one timer of the node for all.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import OrderedDict
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from raftd.errors import OutcomeUnknown, Overloaded, RaftdError
@@ -20,6 +20,9 @@ from raftd.interfaces import Done
 MAX_REQUESTS = 65_536
 #: Bytes of commands that a node holds at once.
 MAX_REQUEST_BYTES = 64 << 20
+#: Requests that were answered before their time was up, and whose deadlines are
+#: still in order, may be this many more than those that are open.
+MAX_STALE_DEADLINES = 4096
 
 
 class State(enum.Enum):
@@ -51,37 +54,56 @@ class Request:
 
 class Requests:
     """
-    The open requests, oldest first.
+    The open requests.
 
-    They are expired in the order of their opening: one with a shorter time
-    than an older one's may be answered late.
+    Those of this node's own clients all have the same time, so that they expire
+    in the order of their opening.  Those that were forwarded come with what is
+    left of theirs, and the member that waits for them relies on an answer by
+    then.
 
-    Invariant: `_size` is the sum of their data's lengths.
+    Invariants: `_size` is the sum of their data's lengths.  An open request is
+    in `_forwarded` if it was forwarded, with its deadline in the heap
+    `_deadlines`, and in `_own` if not; whatever else is in that heap was answered.
     """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Request, None] = OrderedDict()
+        self._own: OrderedDict[Request, None] = OrderedDict()
+        self._forwarded: dict[Request, None] = {}
+        #: (deadline, serial, request).
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._serial = 0
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._own) + len(self._forwarded)
 
     def open(self, data: bytes, done: Done[Any], deadline: float, forwarded: bool) -> Request:
         """Take on a request; `Overloaded` if there are too many."""
         size = len(data)
-        if len(self._open) >= MAX_REQUESTS or self._size + size > MAX_REQUEST_BYTES:
+        if len(self) >= MAX_REQUESTS or self._size + size > MAX_REQUEST_BYTES:
             raise Overloaded("This node has too many requests waiting. Try again.")
         request = Request(data, done, deadline, forwarded)
-        self._open[request] = None
         self._size += size
+        if forwarded:
+            self._forwarded[request] = None
+            self._keep_deadline(request)
+        else:
+            self._own[request] = None
         return request
+
+    def _keep_deadline(self, request: Request) -> None:
+        if len(self._deadlines) > 2 * len(self._forwarded) + MAX_STALE_DEADLINES:
+            self._deadlines = [kept for kept in self._deadlines if kept[2] in self._forwarded]
+            heapify(self._deadlines)
+        self._serial += 1
+        heappush(self._deadlines, (request.deadline, self._serial, request))
 
     def answer(self, request: Request, outcome: bytes | RaftdError | None) -> None:
         """Close a request with its outcome; nothing happens if it is closed already."""
         if request.state is State.ANSWERED:
             return
         request.state = State.ANSWERED
-        del self._open[request]
+        del (self._forwarded if request.forwarded else self._own)[request]
         self._size -= len(request.data)
         request.data = b""
         request.done(outcome)
@@ -96,15 +118,24 @@ class Requests:
         self.answer(request, reason)
 
     def fail_all(self, reason: RaftdError) -> None:
-        for request in list(self._open):
+        for request in [*self._own, *self._forwarded]:
             self.fail(request, reason)
 
     def expire(self, now: float, reason: RaftdError) -> None:
         """Fail the requests whose time is up."""
-        while self._open and (request := next(iter(self._open))).deadline <= now:
+        while self._own and (request := next(iter(self._own))).deadline <= now:
             self.fail(request, reason)
+        while self._next_forwarded() <= now:
+            self.fail(self._deadlines[0][2], reason)
 
     @property
     def next_deadline(self) -> float:
         """When `expire` wants to be called; infinity if never."""
-        return next(iter(self._open)).deadline if self._open else math.inf
+        forwarded = self._next_forwarded() if self._deadlines else math.inf
+        return min(next(iter(self._own)).deadline, forwarded) if self._own else forwarded
+
+    def _next_forwarded(self) -> float:
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][2].state is State.ANSWERED:
+            heappop(deadlines)
+        return deadlines[0][0] if deadlines else math.inf

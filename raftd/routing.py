@@ -219,16 +219,19 @@ class Router:
         queued = deque((*self._writes, *self._forwarded))
         self._writes.clear()
         self._forwarded.clear()
+        refused: list[tuple[Request, RaftdError]] = []
         while batch := _take_batch(queued, now):
-            self._propose_batch(batch, now)
+            try:
+                self._propose_batch(batch, now)
+            except (NoSpace, Overloaded) as e:
+                refused += [(request, e) for request in batch]
+        # Not before: whoever is answered may ask for something else at once, such
+        # as that another member leads, and then nothing could be proposed any more.
+        for request, reason in refused:
+            self._requests.answer(request, reason)
 
     def _propose_batch(self, batch: list[Request], now: float) -> None:
-        try:
-            term, first = self._raft.propose([r.data for r in batch], now)
-        except (NoSpace, Overloaded) as e:
-            for request in batch:
-                self._requests.answer(request, e)
-            return
+        term, first = self._raft.propose([r.data for r in batch], now)
         if term != self._proposed_term:
             self._begin_term(term)
         for index, request in enumerate(batch, first):
@@ -284,12 +287,11 @@ class Router:
             self._forward(leader, batch, now)
 
     def _forward(self, leader: IPeer, batch: list[Request], now: float) -> None:
-        timeout_ms = max(1, int((batch[-1].deadline - now) * 1000))
         for request in batch:
             request.state = State.SENT
         self._last_question = question = self._last_question + 1
         self._forwards.add(question)
-        forwarded = leader.forward([r.data for r in batch], timeout_ms)
+        forwarded = leader.forward([r.data for r in batch], _time_left_ms(batch, now))
         forwarded.addCallbacks(
             partial(self._forward_answered, question, batch),
             partial(self._forward_failed, question, batch),
@@ -356,7 +358,7 @@ class Router:
         batch = self._take_reads()
         self._last_question = question = self._last_question + 1
         self._asked[question] = batch
-        asked = leader.read_index(max(1, int((batch[-1].deadline - now) * 1000)))
+        asked = leader.read_index(_time_left_ms(batch, now))
         asked.addBoth(partial(self._leader_answered, question, now))
         asked.addErrback(self._defect)
 
@@ -416,6 +418,11 @@ def _unusable(data: bytes) -> RaftdError | None:
     except ProtocolViolation as e:
         return BadRequest(f"The command cannot be read: {e}.")
     return None
+
+
+def _time_left_ms(batch: list[Request], now: float) -> int:
+    """That of the one which has most: one that was queued again may have hardly any."""
+    return max(1, int((max([r.deadline for r in batch]) - now) * 1000))
 
 
 def _take_batch(queue: deque[Request], now: float) -> list[Request]:

@@ -16,10 +16,10 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from raftd.errors import Compacted, DidNotHappen, RaftdError
+from raftd.errors import Compacted, DidNotHappen, OutcomeUnknown, RaftdError
 from raftd.interfaces import Done
 from raftd.kv.operations import Compact, Operation
-from raftd.kv.results import Result
+from raftd.kv.results import CompactResult, Result
 
 #: How often the leader looks, in seconds.
 INTERVAL_S = 10.0
@@ -33,35 +33,50 @@ PORTION_KEYS = 2_000
 
 
 def compact_in_portions(
-    propose: Callable[[Compact, Done[Result]], None],
+    propose: Callable[[Compact, Done[Result], bytes], None],
     portion_end: Callable[[int], int],
     revision: int,
-    finish: Callable[[], None],
     done: Done[Result],
+    retry: bytes,
 ) -> None:
     """
-    Compact nearly to `revision`, which must be there, one portion after the
-    other, so that no write waits for long; then `finish`, to compact the rest.
-    If a portion comes to nothing, `done` is told why.
+    Compact to `revision`, which must be there, one portion after the other, so
+    that no write waits for long.
 
     `portion_end` is the end of the portion behind a revision, 0 for the first.
+
+    The first portion claims the idempotency key `retry`, before anything is
+    lost: if that was used for something else, nothing is compacted.  The others
+    need none, for to compact again what is compacted changes nothing; so a
+    retry goes on where an earlier attempt has ended.
     """
     reached = 0
+    has_begun = False
 
     def next_portion() -> None:
         nonlocal reached
-        reached = portion_end(reached)
-        if reached >= revision:
-            finish()
-        else:
-            propose(Compact(reached), compacted)
+        reached = min(portion_end(reached), revision)
+        propose(Compact(reached), compacted, b"" if has_begun else retry)
 
     def compacted(outcome: Result | RaftdError) -> None:
-        # Somebody else may have compacted that meanwhile.
-        if isinstance(outcome, RaftdError) and not isinstance(outcome, Compacted):
+        nonlocal reached, has_begun
+        # If somebody has compacted that meanwhile, it is as was wanted.
+        is_behind = isinstance(outcome, Compacted) and (has_begun or reached < revision)
+        if isinstance(outcome, RaftdError) and not is_behind:
+            if has_begun and isinstance(outcome, DidNotHappen):
+                outcome = OutcomeUnknown(
+                    f"Only some of the revisions before {revision} were compacted."
+                )
             done(outcome)
-        else:
+            return
+        if isinstance(outcome, CompactResult):
+            # Of an earlier attempt, perhaps, which went another way.
+            reached = outcome.compacted_revision
+        has_begun = True
+        if reached < revision:
             next_portion()
+        else:
+            done(CompactResult(reached))
 
     next_portion()
 

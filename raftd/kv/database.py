@@ -109,8 +109,8 @@ class Database:
                 self._propose,
                 partial(self._store.portion_end, PORTION_KEYS),
                 operation.revision,
-                partial(self._propose, operation, done, retry),
                 done,
+                retry,
             )
         else:
             self._propose(operation, done, retry)

@@ -3,7 +3,7 @@ Transactions: what they may consist of, which way they go, and whether they can.
 
 A transaction is looked at in three rounds, and only then carried out:
 `refusal_of` looks at it alone, `choose` evaluates its compares, and
-`raftd.kv.changes` asks whether what was chosen can be carried out.  So one
+`raftd.kv.execution` asks whether what was chosen can be carried out.  So one
 that is refused has changed nothing.
 """
 

@@ -110,7 +110,7 @@ class HTTPConnection(Protocol):
 
     Invariants: what is in `_in_hand` was handed over and is unanswered, or
     waits for one before it; whatever is in `_queue` came after it;
-    `_last_words` come after both, and then `_phase` is DEAF.  `_bodies` is how
+    `_last_words` come after both, and then the reader is DEAF.  `_bodies` is how
     many of those in hand have a body under way.
     """
 

@@ -198,6 +198,8 @@ class StubPeer:
         self.sent: list[tuple[Request, Deferred[Response]]] = []
         self.forwards: list[tuple[list[bytes], Deferred[list[bytes | RaftdError]]]] = []
         self.asked: list[Deferred[int]] = []
+        #: What each of those two was given.
+        self.timeouts_ms: list[int] = []
         self.questions: list[tuple[bytes, Deferred[bytes]]] = []
         self.changes: list[tuple[list[Change], bool, Deferred[Configuration]]] = []
         self.transfers: list[tuple[MemberId | None, Deferred[None]]] = []
@@ -214,6 +216,7 @@ class StubPeer:
     ) -> Deferred[list[bytes | RaftdError]]:
         answer: Deferred[list[bytes | RaftdError]] = Deferred()
         self.forwards.append(([*commands], answer))
+        self.timeouts_ms.append(timeout_ms)
         if len(self.forwards) > 10_000:
             raise AssertionError("this goes on for ever")
         if self.forward_failure is not None:
@@ -223,6 +226,7 @@ class StubPeer:
     def read_index(self, timeout_ms: int) -> Deferred[int]:
         answer: Deferred[int] = Deferred()
         self.asked.append(answer)
+        self.timeouts_ms.append(timeout_ms)
         return answer
 
     def ask(self, question: bytes, timeout_ms: int) -> Deferred[bytes]:

@@ -10,7 +10,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.core.messages import Command, decode_command, encode_command
-from raftd.errors import Compacted, FutureRevision, NoQuorum
+from raftd.errors import (
+    Compacted,
+    FutureRevision,
+    IdempotencyKeyReused,
+    NoQuorum,
+    OutcomeUnknown,
+)
 from raftd.idempotency import Idempotency
 from raftd.interfaces import Done, INode
 from raftd.kv.compactor import INTERVAL_S, PORTION_KEYS, Compactor
@@ -113,11 +119,12 @@ class PortionTests(SynchronousTestCase):
         self.assertEqual(self.outcomes, [CompactResult(target)])
         self.assertEqual(self.store.compacted_revision, target)
         self.assertEqual(self.store.revision, target + len(reached) - 1)
-        # The key belongs to the last one, and a retry is the last one only.
+        # A retry finds that nothing is left to do.
         self.compact(target, KEY)
-        self.assertEqual(self.node.compact_at(0).revision, target)
-        self.node.apply()
+        while self.node.proposed:
+            self.node.apply()
         self.assertEqual(self.outcomes, [CompactResult(target)] * 2)
+        self.assertEqual(self.store.compacted_revision, target)
 
     def write_before(self) -> None:
         """A write that was proposed after a portion, and before the next."""
@@ -139,6 +146,45 @@ class PortionTests(SynchronousTestCase):
         error = NoQuorum("Too few.")
         self.node.proposed.pop()[1](error)
         self.assertEqual((self.outcomes, self.node.proposed), ([error], []))
+
+    def test_30_what_was_compacted_in_part_is_not_said_to_have_changed_nothing(self) -> None:
+        self.write(self.REVISIONS)
+        self.compact(self.store.revision)
+        self.node.apply()
+        self.node.proposed.pop()[1](NoQuorum("Too few."))
+        self.assertEqual(self.node.proposed, [])
+        (outcome,) = self.outcomes
+        self.assertIsInstance(outcome, OutcomeUnknown)
+        self.assertIn("Only some", str(outcome))
+
+    def test_key_that_was_used_before_compacts_nothing(self) -> None:
+        """Only the request's hash, the last half of the key, is another."""
+        self.write(self.REVISIONS)
+        self.compact(3, KEY)
+        self.node.apply()
+        self.compact(self.store.revision, KEY[:16] + b"x" * 16)
+        self.node.apply()
+        self.assertEqual(self.outcomes[0], CompactResult(3))
+        self.assertIsInstance(self.outcomes[1], IdempotencyKeyReused)
+        self.assertEqual(self.node.proposed, [])
+        self.assertEqual(self.store.compacted_revision, 3)
+
+    def test_retry_goes_on_where_the_first_attempt_has_ended(self) -> None:
+        self.write(self.REVISIONS)
+        target = self.store.revision
+        self.compact(target, KEY)
+        for _ in range(2):
+            self.node.apply()
+        self.node.proposed.pop()[1](NoQuorum("Too few."))
+        self.compact(target, KEY)
+        # The first of them only gets the answer that was kept.
+        proposed = [self.node.compact_at(0).revision]
+        self.node.apply()
+        proposed.append(self.node.compact_at(0).revision)
+        self.node.apply()
+        self.assertEqual(proposed, [target, target])
+        self.assertEqual(self.outcomes[1:], [CompactResult(target)])
+        self.assertEqual(self.store.compacted_revision, target)
 
     def test_what_is_not_there_yet_is_refused_before_anything_is_compacted(self) -> None:
         self.write(self.REVISIONS)

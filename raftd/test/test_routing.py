@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import deque
 from typing import Any
-
-from twisted.trial.unittest import SynchronousTestCase
 
 from raftd import requests, routing
 from raftd.core import leader as leader_module
@@ -24,7 +23,7 @@ from raftd.errors import (
     TooLarge,
 )
 from raftd.requests import Request, Requests, State
-from raftd.routing import _take_batch
+from raftd.routing import RETRY_DELAY_S, _take_batch
 from raftd.test.drivers import Alone, Answer, ClusterTestCase, Journal, command
 
 LEADER = 2
@@ -206,6 +205,29 @@ class ForwardTests(ClusterTestCase):
         self.alone.turn()
         self.assertEqual((len(write.outcomes), len(read.outcomes)), (1, 1))
 
+    def test_30_a_batch_has_the_time_of_the_one_with_most(self) -> None:
+        """An old write, queued again behind a new one, does not make that unknown."""
+        self.alone.propose(b"old")
+        self.alone.turn()
+        for _ in range(49):
+            self._stay()
+        self.alone.propose(b"new")
+        self.leader.forwards[0][1].callback([Superseded("Another entry took its place.")])
+        self.alone.advance(RETRY_DELAY_S + 0.001)
+        self.assertEqual(self.leader.forwards[1][0], [command(b"new"), command(b"old")])
+        self.assertGreater(self.leader.timeouts_ms[1], 4900)
+
+    def test_24_a_question_has_the_time_of_the_read_with_most(self) -> None:
+        self.alone.read()
+        self.alone.turn()
+        for _ in range(49):
+            self._stay()
+        self.alone.read()
+        self.leader.asked[0].errback(NotLeader("Another one leads."))
+        self.alone.advance(RETRY_DELAY_S + 0.001)
+        self.assertEqual(len(self.leader.asked), 2)
+        self.assertGreater(self.leader.timeouts_ms[1], 4900)
+
     def test_unexpected_failure_stops_the_node(self) -> None:
         write = self.alone.propose(b"w")
         self.alone.turn()
@@ -327,14 +349,87 @@ class BoundTests(ClusterTestCase):
         alone.turn()
         self.assertEqual(refused_in, list(range(50)))
 
+    def test_whoever_is_refused_may_stop_the_leader_from_leading(self) -> None:
+        """With more batches behind the one that was refused: they were proposed, or refused."""
+        self.patch(leader_module, "MAX_UNCOMMITTED_BYTES", 20_000)
+        self.patch(routing, "MAX_BATCH_COMMANDS", 10)
+        cluster, leader, _ = self.led(3, Journal)
+        node = cluster.nodes[leader]
+        outcomes: list[object] = []
+        refused: list[Overloaded] = []
+        moved: list[object] = []
 
-class TimeIsUpTests(SynchronousTestCase):
+        def done(outcome: bytes | RaftdError) -> None:
+            outcomes.append(outcome)
+            if isinstance(outcome, Overloaded):
+                refused.append(outcome)
+                if len(refused) == 1:
+                    node.transfer().addBoth(moved.append)
+
+        for _ in range(200):
+            node.propose(command(b"x" * 1000), done)
+        cluster.advance(2)
+        self.assertEqual(cluster.fatal, {})
+        self.assertEqual(moved, [None])
+        self.assertNotEqual(cluster.await_leader(), leader)
+        self.assertEqual(len(outcomes), 200)
+        done_count = sum(isinstance(outcome, bytes) for outcome in outcomes)
+        self.assertEqual(done_count + len(refused), 200)
+        self.assertGreater(min(done_count, len(refused)), 10)
+
+
+class TimeIsUpTests(ClusterTestCase):
     def test_30_what_is_out_of_time_is_not_sent_any_more(self) -> None:
         requests_ = Requests()
         late = requests_.open(b"late", Answer(), 1.0, False)
         early = requests_.open(b"early", Answer(), 2.0, False)
         self.assertEqual(_take_batch(deque([late, early]), 1.0), [early])
         self.assertIs(late.state, State.QUEUED)
+
+    def test_30_forwarded_write_is_answered_in_its_time(self) -> None:
+        """Whoever has forwarded it gives the connection up soon after."""
+        cluster, leader, followers = self.led(3, Journal)
+        for follower in followers:
+            cluster.logs[follower].delay_seconds = None
+        own = self.propose(cluster, leader, b"own")
+        cluster.advance(0.05)
+        forwarded = cluster.nodes[leader].forwarded([command(b"forwarded")], 300)
+        cluster.advance(0.2)
+        self.assertNoResult(forwarded)
+        cluster.advance(0.2)
+        (outcome,) = self.successResultOf(forwarded)
+        self.assertIsInstance(outcome, OutcomeUnknown)
+        self.assertFalse(own.given)
+        cluster.advance(REQUEST_S)
+        self.assertOutcome(own, OutcomeUnknown)
+
+    def test_deadlines_in_any_order(self) -> None:
+        requests_ = Requests()
+        answers: dict[float, Answer[Any]] = {}
+        for deadline in (3.0, 1.0, 5.0, 2.0, 4.0):
+            answers[deadline] = Answer()
+            requests_.open(b"x", answers[deadline], deadline, deadline != 4.0)
+        for now in (1.0, 2.0, 3.0, 4.0, 5.0):
+            self.assertEqual(requests_.next_deadline, now)
+            requests_.expire(now, NoLeader("None."))
+            given = [deadline for deadline, answer in answers.items() if answer.given]
+            self.assertEqual(sorted(given), [float(n) for n in range(1, int(now) + 1)])
+        self.assertEqual(requests_.next_deadline, math.inf)
+        self.assertEqual(len(requests_), 0)
+
+    def test_deadlines_of_what_was_answered_are_bounded(self) -> None:
+        """Behind one that is not, and so stays in front."""
+        self.patch(requests, "MAX_STALE_DEADLINES", 10)
+        requests_ = Requests()
+        waiting = Answer[Any]()
+        requests_.open(b"waiting", waiting, 1.0, True)
+        for n in range(100):
+            request = requests_.open(b"x", Answer(), 2.0 + n, True)
+            requests_.answer(request, b"")
+            self.assertLessEqual(len(requests_._deadlines), 10 + 2 * 2 + 1)
+        requests_.expire(1.0, NoLeader("None."))
+        self.assertOutcome(waiting, NoLeader)
+        self.assertEqual(requests_.next_deadline, math.inf)
 
 
 class NothingIsKeptTests(ClusterTestCase):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from raftd.test.defects.defect import Defect
+from raftd.test.defects.defect import NO_PITFALL, Defect
 
 SESSIONS, ROUTING, CHANGES = "sessions.py", "routing.py", "changes.py"
+REQUESTS, COMPACTOR = "requests.py", "kv/compactor.py"
 
 CLIENTS = (
     Defect(
@@ -53,7 +54,7 @@ CLIENTS = (
         30,
         "unknown-passes-for-failed",
         "A write that was proposed and not answered in time is said not to have happened.",
-        "requests.py",
+        REQUESTS,
         "        if request.state is State.SENT:\n",
         "        if request.state is State.ANSWERED:\n",
     ),
@@ -113,6 +114,49 @@ CLIENTS = (
         "        if not isinstance(reason, DidNotHappen):\n"
         "            self._may_have_happened = True\n",
         "",
+    ),
+    Defect(
+        30,
+        "time-of-the-last-for-the-batch",
+        "A write queued again with a moment left makes those that go with it unknown.",
+        ROUTING,
+        "max([r.deadline for r in batch])",
+        "batch[-1].deadline",
+    ),
+    Defect(
+        30,
+        "forwarded-expires-late",
+        "A forwarded write is answered too late, and its connection given up for it.",
+        REQUESTS,
+        "(request.deadline, self._serial, request)",
+        "(request.deadline + 5, self._serial, request)",
+    ),
+    Defect(
+        30,
+        "compacted-in-part-passes-for-not-at-all",
+        "A compaction that ends half-way is said to have changed nothing.",
+        COMPACTOR,
+        "            if has_begun and isinstance(outcome, DidNotHappen):\n",
+        "            if isinstance(outcome, Compacted):\n",
+    ),
+    Defect(
+        NO_PITFALL,
+        "key-of-a-compaction-at-its-end",
+        "A compaction that is refused for its idempotency key has compacted nearly all.",
+        COMPACTOR,
+        'b"" if has_begun else retry)',
+        'b"" if reached < revision else retry)',
+        also=("test_key_that_was_used_before_compacts_nothing",),
+    ),
+    Defect(
+        NO_PITFALL,
+        "refused-in-the-midst-of-proposing",
+        "Whoever is refused may end the leadership that the next batch is proposed in.",
+        ROUTING,
+        "                refused += [(request, e) for request in batch]\n",
+        "                for request in batch:\n"
+        "                    self._requests.answer(request, e)\n",
+        also=("test_whoever_is_refused_may_stop_the_leader_from_leading",),
     ),
     Defect(
         31,
