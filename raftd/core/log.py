@@ -89,6 +89,18 @@ class Log:
             size += len(entry.data)
         return tuple(batch), size
 
+    def tail_begin(self, index: int, max_entries: int, max_bytes: int) -> int:
+        """
+        What to compact up to so that of the entries up to `index` the last stay,
+        with at most so many bytes of data in all.
+        """
+        begin, size = max(index - max_entries, self.base_index), 0
+        for at in range(index, begin, -1):
+            size += len(self._entries[at - self.base_index - 1].data)
+            if size > max_bytes:
+                return at
+        return begin
+
     def is_up_to_date(self, last_log_index: int, last_log_term: int) -> bool:
         """Whether a log that ends so is at least as up-to-date as this one (paper 5.4.1)."""
         return (last_log_term, last_log_index) >= (self.last_term, self.last_index)

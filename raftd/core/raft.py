@@ -89,6 +89,9 @@ from raftd.errors import (
 #: A leader whose oldest write takes longer than this many election timeouts
 #: lets another one lead.
 MAX_DISK_STALL_TIMEOUTS = 3
+#: Data of the entries that stay in the log behind a snapshot: a follower that
+#: lacks more gets on sooner with the snapshot.
+MAX_TAIL_BYTES = 16 << 20
 
 
 class Random(Protocol):
@@ -651,7 +654,8 @@ class Raft:
 
         The index up to which storage need not keep anything.
         """
-        self.log.compact(snapshot_index - self.settings.snapshot_tail_entries)
+        tail_entries = self.settings.snapshot_tail_entries
+        self.log.compact(self.log.tail_begin(snapshot_index, tail_entries, MAX_TAIL_BYTES))
         self._configurations.compact(self.log.base_index)
         # Storage does not know yet of a log that is about to begin anew.
         return self.log.base_index if self.log.base_to_write() is None else 0

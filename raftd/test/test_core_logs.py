@@ -100,6 +100,21 @@ class Logs(SynchronousTestCase):
         self.assertEqual((log.last_time_ms, log.is_written), (60, True))
         self.assertEqual(log.batch(7, 9, 99), ((), 0))
 
+    def test_tail(self) -> None:
+        log = Log([Entry(i, 1, 1, 0, b"x" * (10 * i)) for i in range(1, 8)])
+        log.compact(1)
+        for index, max_entries, max_bytes, begin in (
+            (6, 10, 1000, 1),
+            (6, 2, 1000, 4),
+            (6, 0, 1000, 6),
+            (6, 10, 150, 3),
+            (6, 10, 149, 4),
+            (6, 10, 59, 6),
+            (2, 10, 1000, 1),
+            (1, 10, 0, 1),
+        ):
+            self.assertEqual(log.tail_begin(index, max_entries, max_bytes), begin)
+
     def test_53_what_was_dropped_is_let_go_of_bit_by_bit(self) -> None:
         """Freeing a million entries takes its time: `free` does so, and nothing else."""
         log = Log([Entry(i, 1, 1, 0, b"") for i in range(1, 21)])

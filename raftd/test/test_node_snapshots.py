@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from raftd import snapshotting
+from raftd.core import raft as raft_module
 from raftd.core.log import Log
 from raftd.core.membership import AddLearner, Configuration
 from raftd.core.messages import (
@@ -386,6 +387,27 @@ class WhenTests(SnapshotCase):
         self.assertEqual(cluster.snapshots[leader].latest, before)
         self.write_many(cluster, leader, 100)
         self.assertNotEqual(cluster.snapshots[leader].latest, before)
+
+    def test_tail_behind_it_is_bounded_in_bytes_as_well(self) -> None:
+        """Ten thousand entries may be gigabytes: no member holds that for others."""
+        self.patch(raft_module, "MAX_TAIL_BYTES", 1000)
+        cluster, leader, _ = self.led(1, Journal, snapshot_threshold_bytes=5000)
+        log = cluster.nodes[leader]._raft.log
+        tails: list[int] = []
+
+        def told(event: Event) -> None:
+            if isinstance(event, SnapshotTaken):
+                index = event.metadata.last_included_index
+                entries = log.entries(log.first_index, index)
+                tails.append(sum(len(entry.data) for entry in entries))
+
+        cluster.nodes[leader].observe(told)
+        self.write_many(cluster, leader, 200)
+        cluster.advance(1.0)
+        self.assertGreater(len(tails), 1)
+        for size in tails:
+            self.assertLessEqual(size, 1000)
+            self.assertGreater(size, 1000 - ENTRY_BYTES)
 
     def test_without_shares_they_would_do_so_together(self) -> None:
         self.patch(snapshotting, "LEAST_SHARE", 1.0)

@@ -14,6 +14,15 @@ SNAPSHOTTING, STORE, FILES, READER = (
 
 SNAPSHOTS = (
     Defect(
+        NO_PITFALL,
+        "tail-by-entries-alone",
+        "Behind a snapshot stay so many entries, however large they are.",
+        "core/raft.py",
+        "tail_begin(snapshot_index, tail_entries, MAX_TAIL_BYTES)",
+        "tail_begin(snapshot_index, tail_entries, 1 << 60)",
+        also=("test_tail_behind_it_is_bounded_in_bytes_as_well",),
+    ),
+    Defect(
         41,
         "gap-goes-unnoticed-in-the-core",
         "A log that begins behind the snapshot is taken as it is.",
