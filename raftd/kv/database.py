@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from random import SystemRandom
 from typing import Any, cast
 from weakref import WeakSet
@@ -94,6 +93,10 @@ class Database:
     def compacted_revision(self) -> int:
         return self._store.compacted_revision
 
+    def portion_end(self, after: int = 0) -> int:
+        """Up to where one entry of the log compacts at most, of what is behind `after`."""
+        return self._store.portion_end(PORTION_KEYS, after)
+
     # -- changes ---------------------------------------------------------------
 
     def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
@@ -107,7 +110,7 @@ class Database:
         elif isinstance(operation, Compact) and operation.revision <= self.revision:
             compact_in_portions(
                 self._propose,
-                partial(self._store.portion_end, PORTION_KEYS),
+                self.portion_end,
                 operation.revision,
                 done,
                 retry,

@@ -13,8 +13,9 @@ from raftd.errors import NoQuorum, OutcomeUnknown, Overloaded, RaftdError, Stopp
 from raftd.events import LeaderChanged, TermChanged
 from raftd.interfaces import Done, INode, NodeStatus
 from raftd.kv.checker import INTERVAL_S as CHECK_INTERVAL_S
-from raftd.kv.checker import PAUSE_S, SLICE_S, Checker
-from raftd.kv.compactor import INTERVAL_S, Compactor
+from raftd.kv.checker import PAUSE_S as CHECK_PAUSE_S
+from raftd.kv.checker import SLICE_S, Checker
+from raftd.kv.compactor import INTERVAL_S, PAUSE_S, Compactor
 from raftd.kv.interfaces import DigestStatus
 from raftd.kv.operations import Checkpoint, Compact, Operation
 from raftd.kv.results import CompactResult, NoResult, Result
@@ -103,8 +104,13 @@ class FakeDatabase:
     def __init__(self) -> None:
         self.revision = 1
         self.compacted_revision = 0
+        #: How many revisions go at once.
+        self.portion = 1000
         self.proposed: list[Operation] = []
         self.dones: list[Done[Result]] = []
+
+    def portion_end(self, after: int = 0) -> int:
+        return self.compacted_revision + self.portion
 
     def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
         self.proposed.append(operation)
@@ -112,6 +118,13 @@ class FakeDatabase:
 
     def answer(self, outcome: Result | RaftdError) -> None:
         self.dones.pop(0)(outcome)
+
+    def carry_out(self) -> None:
+        """Compact as was proposed."""
+        operation = self.proposed[-1]
+        assert isinstance(operation, Compact)
+        self.compacted_revision = operation.revision
+        self.answer(CompactResult(operation.revision))
 
 
 class CompactorTests(SynchronousTestCase):
@@ -160,7 +173,7 @@ class CompactorTests(SynchronousTestCase):
         self.compactor(keep_revisions=1000, keep_s=INTERVAL_S)
         self.assertEqual(self.at(50), [Compact(1)])
         self.database.answer(NoQuorum("Too few."))
-        self.assertEqual(self.at(2000), [Compact(1000)])
+        self.assertEqual(self.at(1900), [Compact(900)])
 
     def test_unanswered(self) -> None:
         """An answer that nobody knows only means that the next look proposes again."""
@@ -168,6 +181,66 @@ class CompactorTests(SynchronousTestCase):
         self.assertEqual(self.at(100), [Compact(90)])
         self.database.answer(OutcomeUnknown("It may have happened."))
         self.assertEqual(self.at(100), [Compact(90)])
+
+    def test_53_other_work_goes_on_between_portions(self) -> None:
+        self.compactor(keep_revisions=1000)
+        database = self.database
+        database.portion = 500
+        database.revision = 3200
+        self.clock.advance(INTERVAL_S)
+        for n in range(1, 5):
+            self.assertEqual(database.proposed, [Compact(500 * k) for k in range(1, n + 1)])
+            database.carry_out()
+            self.clock.advance(PAUSE_S / 2)
+            self.assertEqual(len(database.proposed), n)
+            self.clock.advance(PAUSE_S / 2)
+        self.assertEqual(database.proposed[4:], [Compact(2200)])
+        database.carry_out()
+        self.clock.advance(INTERVAL_S)
+        self.assertEqual(len(database.proposed), 5)
+
+    def test_a_slow_answer_is_pause_enough(self) -> None:
+        self.compactor(keep_revisions=1000)
+        self.database.portion = 500
+        self.database.revision = 3000
+        self.clock.advance(INTERVAL_S)
+        self.clock.advance(3 * PAUSE_S)
+        self.database.carry_out()
+        self.clock.advance(0)
+        self.assertEqual(self.database.proposed, [Compact(500), Compact(1000)])
+
+    def test_no_pause_when_more_comes_than_goes(self) -> None:
+        """Else the history would grow without bound."""
+        self.compactor(keep_revisions=1000)
+        self.database.portion = 1
+        self.database.revision = 200_000
+        self.clock.advance(INTERVAL_S)
+        for _ in range(int(INTERVAL_S / PAUSE_S)):
+            self.database.carry_out()
+            self.clock.advance(PAUSE_S)
+        proposed = len(self.database.proposed)
+        for _ in range(100):
+            self.database.carry_out()
+            self.clock.advance(0)
+        self.assertEqual(len(self.database.proposed), proposed + 100)
+
+    def test_end_between_portions(self) -> None:
+        compactor = self.compactor(keep_revisions=1000)
+        self.database.portion = 500
+        self.database.revision = 3000
+        self.clock.advance(INTERVAL_S)
+        self.database.carry_out()
+        compactor.end()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_end_while_a_portion_is_proposed(self) -> None:
+        compactor = self.compactor(keep_revisions=1000)
+        self.database.portion = 500
+        self.database.revision = 3000
+        self.clock.advance(INTERVAL_S)
+        compactor.end()
+        self.database.carry_out()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end(self) -> None:
         """Who leads no longer does nothing, and counts ages anew when it leads again."""
@@ -232,7 +305,7 @@ class CheckerTests(SynchronousTestCase):
         for store in self.stores:
             store.revision += 1
         self.clock.advance(CHECK_INTERVAL_S)
-        self.clock.pump([PAUSE_S] * 20)
+        self.clock.pump([CHECK_PAUSE_S] * 20)
         return [checker.status for checker in self.checkers]
 
     def test_equal(self) -> None:
@@ -251,7 +324,7 @@ class CheckerTests(SynchronousTestCase):
             store.revision += 1
         self.clock.advance(CHECK_INTERVAL_S)
         self.stores[1].state = b"later"
-        self.clock.pump([PAUSE_S] * 20)
+        self.clock.pump([CHECK_PAUSE_S] * 20)
         self.assertEqual(self.checkers[1].status, DigestStatus(1))
 
     def test_difference(self) -> None:
@@ -284,7 +357,7 @@ class CheckerTests(SynchronousTestCase):
         self.clock.advance(0)
         store.applied(8, Checkpoint())
         self.assertEqual(store.given_up, 1)
-        self.clock.pump([PAUSE_S] * 20)
+        self.clock.pump([CHECK_PAUSE_S] * 20)
         store.applied(9, Checkpoint(8, b"digest of state"))
         self.assertEqual(self.checkers[1].status, DigestStatus(8))
 
