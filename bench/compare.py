@@ -112,7 +112,7 @@ def _of_raftd(measure: Callable[..., Sample], *arguments: str) -> Measure:
 
 OCCASIONS: dict[str, tuple[tuple[str, ...], Measure]] = {
     "failover": (SERVERS, _occasion(occasions.failover, "kills")),
-    "growth": (SERVERS, _occasion(occasions.growth, "seconds", "keys")),
+    "growth": (SERVERS, _occasion(occasions.growth, "keys")),
     "restart": (SERVERS, _occasion(occasions.restart, "keys")),
     "replay": (("raftd",), _of_raftd(occasions.replay, "keys")),
     "snapshots": (("raftd",), _of_raftd(occasions.snapshots, "seconds", "keys")),

@@ -33,6 +33,10 @@ KILLS = 50
 #: Changes that each watcher must see.
 WATCHED_WRITES = 50
 
+#: How long writes are counted in `growth`: a snapshot is due several times, so that
+#: it weighs what it does in the long run.
+GROWTH_S = 60.0
+
 #: So large that it never takes one.
 NEVER_SNAPSHOT_BYTES = 1 << 40
 
@@ -130,15 +134,15 @@ def elections(make: Callable[[], HTTPCluster], seconds: float) -> Sample:
 # -- many keys ------------------------------------------------------------------------
 
 
-def growth(make: Callable[[], HTTPCluster], seconds: float, keys: int = MANY_KEYS) -> Sample:
+def growth(make: Callable[[], HTTPCluster], keys: int = MANY_KEYS) -> Sample:
     """Writes with a few keys against writes with many, in one cluster."""
     with make() as cluster:
         fill(cluster, 1000, SMALL_VALUE_BYTES)
         leader = cluster.leader()
         load = Load(64, keys=1000, value_bytes=SMALL_VALUE_BYTES)
-        few = run(cluster, leader, load, seconds)
+        few = run(cluster, leader, load, GROWTH_S)
         fill(cluster, keys, SMALL_VALUE_BYTES)
-        many = run(cluster, cluster.leader(), replace(load, keys=keys), seconds)
+        many = run(cluster, cluster.leader(), replace(load, keys=keys), GROWTH_S)
         ratio = many.rate / few.rate
         per_key = cluster.children[leader].rss_bytes() / keys
         return replace(many, more={"against_few_keys": ratio, "rss_bytes_a_key": per_key})
