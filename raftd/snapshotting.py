@@ -52,14 +52,15 @@ TAKE_RETRY_S = 30.0
 REPLACE_RETRY_S = 30.0
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
-#: How long drawing slices may keep the reactor at a time.
+#: How long drawing slices may keep the reactor at a time, and how long it rests
+#: then: a tenth of the time goes into a snapshot, so that of the turns that a
+#: write waits for hardly one has a slice before it.
 SLICE_S = 0.001
+REST_S = 0.009
 #: Entries of the log that are let go of at a time: about a millisecond.
 FREED_ENTRIES = 5_000
-#: Slices that may wait for the disk; then drawing pauses.
+#: Slices that may wait for the disk; then it rests until there are fewer.
 MAX_PENDING_BYTES = 4 << 20
-#: How long it pauses.
-PAUSE_S = 0.005
 #: How often a snapshot is sent again from the beginning before it is given up
 #: for a while.
 MAX_RESTARTS = 3
@@ -367,10 +368,9 @@ async def write_snapshot(
     for data in slices:
         writer.write(data)
         if clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
-            full = writer.pending_bytes > MAX_PENDING_BYTES
-            await _pause(clock, PAUSE_S if full else 0)
+            await _rest(clock)
             while writer.pending_bytes > MAX_PENDING_BYTES and not is_stopped():
-                await _pause(clock, PAUSE_S)
+                await _rest(clock)
             if is_stopped():
                 writer.abort()
                 return False
@@ -379,5 +379,5 @@ async def write_snapshot(
     return True
 
 
-def _pause(clock: IReactorTime, seconds: float) -> Deferred[None]:
-    return deferLater(clock, seconds, lambda: None)
+def _rest(clock: IReactorTime) -> Deferred[None]:
+    return deferLater(clock, REST_S, lambda: None)
