@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IStreamClientEndpoint,
 )
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -423,7 +424,11 @@ class Replica(Handle):
         snapshots = SnapshotStore(self._directory.snapshots_path, self._reactor)
         snapshots.recover(self._machine)
         await write_snapshot(
-            self._reactor, snapshots.create(metadata), self._machine.snapshot()
+            self._reactor,
+            snapshots.create(metadata),
+            self._machine.snapshot(),
+            # Nobody is served yet.
+            lambda: deferLater(self._reactor, 0, lambda: True),
         )
         self._snapshots = snapshots
 

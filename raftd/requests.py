@@ -106,7 +106,10 @@ class Requests:
         del (self._forwarded if request.forwarded else self._own)[request]
         self._size -= len(request.data)
         request.data = b""
-        request.done(outcome)
+        done = request.done
+        # It may hold what others were answered, and be waited for no longer.
+        del request.done
+        done(outcome)
 
     def fail(self, request: Request, reason: RaftdError) -> None:
         """Answer with `reason` or, if it may have happened, with `OutcomeUnknown`."""

@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -53,8 +52,8 @@ REPLACE_RETRY_S = 30.0
 #: What an entry takes besides its data, more or less, in that account.
 ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time, and how long it rests
-#: then: a tenth of the time goes into a snapshot, so that of the turns that a
-#: write waits for hardly one has a slice before it.
+#: then: little of the time goes into a snapshot, and of the turns that a write
+#: waits for hardly one has a slice before it.
 SLICE_S = 0.001
 REST_S = 0.009
 #: Entries of the log that are let go of at a time: about a millisecond.
@@ -71,7 +70,8 @@ class Snapshotter:
     All snapshots of one node.
 
     Invariants: one snapshot is taken at a time; one is sent to a member at a
-    time; what is compacted is behind a durable snapshot.
+    time; what is compacted is behind a durable snapshot, and behind the one
+    before it while a member is being sent that.
     """
 
     _log = Logger()
@@ -113,7 +113,12 @@ class Snapshotter:
         #: What is to be restored, and what is being restored.
         self._to_restore: ISnapshotReader | None = None
         self._restoring: ISnapshotReader | None = None
-        self._sending: set[MemberId] = set()
+        #: The last included index of what each of some members is being sent.
+        self._sending: dict[MemberId, int] = {}
+        #: That of the snapshot which the log was last compacted for.
+        self._compacted_for = 0
+        #: The pause between slices of the one that is being taken.
+        self._rest: tuple[IDelayedCall, Deferred[bool]] | None = None
         #: Why the last one that was sent here could not be kept, as it was logged.
         self._not_kept = ""
         self._stopped = False
@@ -121,6 +126,10 @@ class Snapshotter:
     def stop(self) -> Deferred[None]:
         """Give up what is under way; fires when no file is open any more."""
         self._stopped = True
+        if self._rest is not None:
+            (call, rested), self._rest = self._rest, None
+            call.cancel()
+            rested.callback(False)
         return self._store.close()
 
     @property
@@ -181,7 +190,7 @@ class Snapshotter:
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
         try:
-            if not await write_snapshot(self._clock, writer, slices, lambda: self._stopped):
+            if not await write_snapshot(self._clock, writer, slices, self._take_rest):
                 return
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
@@ -195,9 +204,26 @@ class Snapshotter:
             self._compact(index)
             self._on_taken(metadata)
 
+    def _take_rest(self) -> Deferred[bool]:
+        rested: Deferred[bool] = Deferred()
+        self._rest = self._clock.callLater(REST_S, self._rested), rested
+        return rested
+
+    def _rested(self) -> None:
+        assert self._rest is not None
+        rested, self._rest = self._rest[1], None
+        rested.callback(True)
+
     def _compact(self, index: int) -> None:
-        """There is a durable snapshot at `index`: the log need not have what it replaces."""
-        self._storage.compact(self._raft.compact(index))
+        """
+        There is a durable snapshot at `index`: the log need not have what it replaces.
+
+        But a member that is just being sent the one before needs what is behind
+        that: else it would need the next as well, and so on under much load.
+        """
+        before, self._compacted_for = self._compacted_for, index
+        needed = [sent for sent in self._sending.values() if before <= sent < index]
+        self._storage.compact(self._raft.compact(min(needed, default=index)))
         self._free()
 
     def _free(self) -> None:
@@ -214,7 +240,7 @@ class Snapshotter:
             # It is asked for again; one that is damaged is being replaced.
             self._raft.unreachable(member_id)
             return
-        self._sending.add(member_id)
+        self._sending[member_id] = self._store.latest.last_included_index
         sent = Deferred.fromCoroutine(self._send(member_id, peer))
         sent.addErrback(self._ended)
 
@@ -231,7 +257,7 @@ class Snapshotter:
             self._log.info("Sending a snapshot was broken off: {reason}", reason=str(e))
         finally:
             reader.close()
-            self._sending.discard(member_id)
+            del self._sending[member_id]
         if self._stopped:
             return
         if installed is None:
@@ -356,28 +382,24 @@ async def write_snapshot(
     clock: IReactorTime,
     writer: ISnapshotWriter,
     slices: Iterator[bytes],
-    is_stopped: Callable[[], bool] = lambda: False,
+    rest: Callable[[], Deferred[bool]],
 ) -> bool:
     """
     Draw all `slices` into `writer`, in slices of time, and finish it.
 
-    False if it was given up because `is_stopped` said so.  `StorageFailed` if
-    the disk refuses.
+    False if it was given up because a `rest` between them has said so.
+    `StorageFailed` if the disk refuses.
     """
     until = clock.seconds() + SLICE_S
     for data in slices:
         writer.write(data)
         if clock.seconds() >= until or writer.pending_bytes > MAX_PENDING_BYTES:
-            await _rest(clock)
-            while writer.pending_bytes > MAX_PENDING_BYTES and not is_stopped():
-                await _rest(clock)
-            if is_stopped():
+            goes_on = await rest()
+            while goes_on and writer.pending_bytes > MAX_PENDING_BYTES:
+                goes_on = await rest()
+            if not goes_on:
                 writer.abort()
                 return False
             until = clock.seconds() + SLICE_S
     await writer.finish()
     return True
-
-
-def _rest(clock: IReactorTime) -> Deferred[None]:
-    return deferLater(clock, REST_S, lambda: None)

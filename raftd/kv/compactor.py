@@ -27,12 +27,16 @@ INTERVAL_S = 10.0
 #: as a part of it, so that it is worth its entry in the log.
 SLACK = 0.1
 #: What the revisions changed that are compacted with one entry, in keys, unless
-#: a single one has changed more: a millisecond or two, for which the entries
+#: a single one has changed more: some ten milliseconds, for which the entries
 #: behind it wait.
-PORTION_KEYS = 256
-#: How long after one such entry the leader proposes the next, in seconds, when it
-#: compacts by itself: so that takes a seventh of a core, and other work most of it.
+PORTION_KEYS = 2_000
+#: The same for what the leader compacts by itself: a millisecond or two.
+SMALL_PORTION_KEYS = 256
+#: How long after one of these it proposes the next, in seconds: so they take a
+#: seventh of a core, and other work most of it.
 PAUSE_S = 0.01
+#: When it tries again after one that has come to nothing, in seconds.
+RETRY_S = 1.0
 
 
 def compact_in_portions(
@@ -63,8 +67,11 @@ def compact_in_portions(
 
     def compacted(outcome: Result | RaftdError) -> None:
         nonlocal reached, has_begun
-        # If somebody has compacted that meanwhile, it is as was wanted.
-        is_behind = isinstance(outcome, Compacted) and (has_begun or reached < revision)
+        # If somebody has compacted that meanwhile, it is as was wanted; unless all
+        # was compacted before, which the first is refused for, now and in any retry.
+        is_behind = isinstance(outcome, Compacted) and (
+            has_begun or outcome.revision < revision
+        )
         if isinstance(outcome, RaftdError) and not is_behind:
             if has_begun and isinstance(outcome, DidNotHappen):
                 outcome = OutcomeUnknown(
@@ -72,9 +79,11 @@ def compact_in_portions(
                 )
             done(outcome)
             return
+        # Of an earlier attempt, perhaps, which went another way.
         if isinstance(outcome, CompactResult):
-            # Of an earlier attempt, perhaps, which went another way.
             reached = outcome.compacted_revision
+        elif isinstance(outcome, Compacted):
+            reached = outcome.revision
         has_begun = True
         if reached < revision:
             next_portion()
@@ -85,13 +94,13 @@ def compact_in_portions(
 
 
 class Compactable(Protocol):
-    """What a compactor needs of an `IDatabase`."""
+    """What a compactor needs of a `Database`."""
 
     @property
     def revision(self) -> int: ...
     @property
     def compacted_revision(self) -> int: ...
-    def portion_end(self, after: int = 0) -> int: ...
+    def portion_end(self, max_keys: int, after: int = 0) -> int: ...
     def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None: ...
 
 
@@ -102,8 +111,9 @@ class Compactor:
 
     With both, a revision is kept only as long as both permit.
 
-    What goes is proposed portion by portion, `PAUSE_S` apart; but without a
-    pause if it is not done by the next look, for then more comes than goes.
+    What goes is proposed in small portions, `PAUSE_S` apart; but in large ones
+    without a pause if it is not done by the next look, for then more comes than
+    goes.
 
     Invariant: one portion is proposed, or `_next` is due, or nothing is left
     that is to go before the next look.
@@ -126,9 +136,10 @@ class Compactor:
         #: and none that is older than the newest which is old enough.
         self._seen: deque[tuple[float, int]] = deque()
         self._timer: IDelayedCall | None = None
-        #: What is to be compacted to, and how long after one portion the next comes.
+        #: What is to be compacted to by the next look, and whether what was to be
+        #: by the last is still there.
         self._target = 0
-        self._pause_s = PAUSE_S
+        self._is_late = False
         self._is_proposing = False
         self._next: IDelayedCall | None = None
         self._proposed_at = 0.0
@@ -149,8 +160,7 @@ class Compactor:
 
     def _look(self) -> None:
         self._timer = self._clock.callLater(INTERVAL_S, self._look)
-        is_late = self._database.compacted_revision < self._target
-        self._pause_s = 0.0 if is_late else PAUSE_S
+        self._is_late = self._database.compacted_revision < self._target
         self._target = max(self._by_number(), self._by_age())
         if not self._is_proposing and self._next is None:
             self._propose()
@@ -161,7 +171,8 @@ class Compactor:
         if database.compacted_revision < self._target:
             self._is_proposing = True
             self._proposed_at = self._clock.seconds()
-            end = min(database.portion_end(), self._target)
+            max_keys = PORTION_KEYS if self._is_late else SMALL_PORTION_KEYS
+            end = min(database.portion_end(max_keys), self._target)
             database.change(Compact(end), self._compacted)
 
     def _by_number(self) -> int:
@@ -183,11 +194,12 @@ class Compactor:
 
     def _compacted(self, outcome: Result | RaftdError) -> None:
         self._is_proposing = False
+        pause_s = 0.0 if self._is_late else PAUSE_S
         if isinstance(outcome, RaftdError) and not isinstance(outcome, Compacted):
-            self._target = 0  # until the next look
+            pause_s = RETRY_S
             if not isinstance(outcome, DidNotHappen):
                 self._log.info("A compaction went unanswered: {reason}", reason=str(outcome))
-        elif self._timer is not None and self._next is None:
-            due = self._proposed_at + self._pause_s
+        if self._timer is not None and self._next is None:
+            due = self._proposed_at + pause_s
             pause_s = max(0.0, due - self._clock.seconds())
             self._next = self._clock.callLater(pause_s, self._propose)

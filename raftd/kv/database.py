@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import SystemRandom
 from typing import Any, cast
 from weakref import WeakSet
@@ -93,9 +94,9 @@ class Database:
     def compacted_revision(self) -> int:
         return self._store.compacted_revision
 
-    def portion_end(self, after: int = 0) -> int:
-        """Up to where one entry of the log compacts at most, of what is behind `after`."""
-        return self._store.portion_end(PORTION_KEYS, after)
+    def portion_end(self, max_keys: int, after: int = 0) -> int:
+        """Up to where one entry of the log is to compact, of what is behind `after`."""
+        return self._store.portion_end(max_keys, after)
 
     # -- changes ---------------------------------------------------------------
 
@@ -110,7 +111,7 @@ class Database:
         elif isinstance(operation, Compact) and operation.revision <= self.revision:
             compact_in_portions(
                 self._propose,
-                self.portion_end,
+                partial(self.portion_end, PORTION_KEYS),
                 operation.revision,
                 done,
                 retry,

@@ -15,7 +15,14 @@ from raftd.interfaces import Done, INode, NodeStatus
 from raftd.kv.checker import INTERVAL_S as CHECK_INTERVAL_S
 from raftd.kv.checker import PAUSE_S as CHECK_PAUSE_S
 from raftd.kv.checker import SLICE_S, Checker
-from raftd.kv.compactor import INTERVAL_S, PAUSE_S, Compactor
+from raftd.kv.compactor import (
+    INTERVAL_S,
+    PAUSE_S,
+    PORTION_KEYS,
+    RETRY_S,
+    SMALL_PORTION_KEYS,
+    Compactor,
+)
 from raftd.kv.interfaces import DigestStatus
 from raftd.kv.operations import Checkpoint, Compact, Operation
 from raftd.kv.results import CompactResult, NoResult, Result
@@ -104,13 +111,11 @@ class FakeDatabase:
     def __init__(self) -> None:
         self.revision = 1
         self.compacted_revision = 0
-        #: How many revisions go at once.
-        self.portion = 1000
         self.proposed: list[Operation] = []
         self.dones: list[Done[Result]] = []
 
-    def portion_end(self, after: int = 0) -> int:
-        return self.compacted_revision + self.portion
+    def portion_end(self, max_keys: int, after: int = 0) -> int:
+        return self.compacted_revision + max_keys
 
     def change(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
         self.proposed.append(operation)
@@ -172,75 +177,102 @@ class CompactorTests(SynchronousTestCase):
     def test_by_both(self) -> None:
         self.compactor(keep_revisions=1000, keep_s=INTERVAL_S)
         self.assertEqual(self.at(50), [Compact(1)])
-        self.database.answer(NoQuorum("Too few."))
-        self.assertEqual(self.at(1900), [Compact(900)])
+        self.database.compacted_revision = 1
+        self.database.answer(CompactResult(1))
+        self.assertEqual(self.at(1200), [Compact(200)])
 
     def test_unanswered(self) -> None:
-        """An answer that nobody knows only means that the next look proposes again."""
+        """An answer that nobody knows only means that it is proposed again."""
         self.compactor(keep_revisions=10)
         self.assertEqual(self.at(100), [Compact(90)])
         self.database.answer(OutcomeUnknown("It may have happened."))
         self.assertEqual(self.at(100), [Compact(90)])
 
+    def test_a_portion_that_came_to_nothing_is_tried_again(self) -> None:
+        self.begin_late(3 * SMALL_PORTION_KEYS)
+        self.database.answer(NoQuorum("Too few."))
+        self.clock.advance(RETRY_S - 0.001)
+        self.assertEqual(self.reached(), [1])
+        self.clock.advance(0.002)
+        self.assertEqual(self.reached(), [1, 1])
+
+    def begin_late(self, surplus: int) -> Compactor:
+        """So many revisions more than are to be kept, and the first of them proposed."""
+        compactor = self.compactor(keep_revisions=1000)
+        self.database.revision = 1000 + surplus
+        self.clock.advance(INTERVAL_S)
+        return compactor
+
+    def reached(self) -> list[float]:
+        """How far each went that was proposed, in small portions."""
+        compacts = [op.revision for op in self.database.proposed if isinstance(op, Compact)]
+        return [revision / SMALL_PORTION_KEYS for revision in compacts]
+
     def test_53_other_work_goes_on_between_portions(self) -> None:
-        self.compactor(keep_revisions=1000)
-        database = self.database
-        database.portion = 500
-        database.revision = 3200
-        self.clock.advance(INTERVAL_S)
-        for n in range(1, 5):
-            self.assertEqual(database.proposed, [Compact(500 * k) for k in range(1, n + 1)])
-            database.carry_out()
+        self.begin_late(3 * SMALL_PORTION_KEYS + SMALL_PORTION_KEYS // 2)
+        for n in range(1, 4):
+            self.assertEqual(self.reached(), list(range(1, n + 1)))
+            self.database.carry_out()
             self.clock.advance(PAUSE_S / 2)
-            self.assertEqual(len(database.proposed), n)
+            self.assertEqual(len(self.database.proposed), n)
             self.clock.advance(PAUSE_S / 2)
-        self.assertEqual(database.proposed[4:], [Compact(2200)])
-        database.carry_out()
+        self.assertEqual(self.reached(), [1, 2, 3, 3.5])
+        self.database.carry_out()
         self.clock.advance(INTERVAL_S)
-        self.assertEqual(len(database.proposed), 5)
+        self.assertEqual(len(self.database.proposed), 4)
 
     def test_a_slow_answer_is_pause_enough(self) -> None:
-        self.compactor(keep_revisions=1000)
-        self.database.portion = 500
-        self.database.revision = 3000
-        self.clock.advance(INTERVAL_S)
+        self.begin_late(3 * SMALL_PORTION_KEYS)
         self.clock.advance(3 * PAUSE_S)
         self.database.carry_out()
         self.clock.advance(0)
-        self.assertEqual(self.database.proposed, [Compact(500), Compact(1000)])
+        self.assertEqual(self.reached(), [1, 2])
 
-    def test_no_pause_when_more_comes_than_goes(self) -> None:
-        """Else the history would grow without bound."""
-        self.compactor(keep_revisions=1000)
-        self.database.portion = 1
-        self.database.revision = 200_000
-        self.clock.advance(INTERVAL_S)
-        for _ in range(int(INTERVAL_S / PAUSE_S)):
+    def test_large_portions_without_a_pause_when_more_comes_than_goes(self) -> None:
+        """Else the history would grow without bound, however slow the answers are."""
+        self.begin_late(100 * PORTION_KEYS)
+        self.clock.advance(INTERVAL_S / 2)
+        for _ in range(5):
             self.database.carry_out()
-            self.clock.advance(PAUSE_S)
-        proposed = len(self.database.proposed)
-        for _ in range(100):
+            self.clock.advance(INTERVAL_S / 8)
+        before = self.database.compacted_revision
+        for _ in range(49):
             self.database.carry_out()
             self.clock.advance(0)
-        self.assertEqual(len(self.database.proposed), proposed + 100)
+            self.assertEqual(len(self.database.dones), 1)
+        self.assertGreater(self.database.compacted_revision - before, 48 * PORTION_KEYS)
+        # And when that is done, in small ones again.
+        while self.database.dones:
+            self.database.carry_out()
+            self.clock.advance(0)
+        self.clock.advance(INTERVAL_S)
+        self.database.proposed.clear()
+        self.database.revision += 4 * SMALL_PORTION_KEYS
+        before = self.database.compacted_revision
+        self.clock.advance(INTERVAL_S)
+        self.assertEqual(self.database.proposed, [Compact(before + SMALL_PORTION_KEYS)])
 
     def test_end_between_portions(self) -> None:
-        compactor = self.compactor(keep_revisions=1000)
-        self.database.portion = 500
-        self.database.revision = 3000
-        self.clock.advance(INTERVAL_S)
+        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
         self.database.carry_out()
         compactor.end()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end_while_a_portion_is_proposed(self) -> None:
-        compactor = self.compactor(keep_revisions=1000)
-        self.database.portion = 500
-        self.database.revision = 3000
-        self.clock.advance(INTERVAL_S)
+        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
         compactor.end()
         self.database.carry_out()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_end_and_begin_while_a_portion_is_proposed(self) -> None:
+        """There is one at a time, whoever it was proposed by."""
+        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
+        compactor.end()
+        compactor.begin()
+        self.assertEqual(self.reached(), [1])
+        self.database.carry_out()
+        self.clock.advance(PAUSE_S)
+        self.assertEqual(self.reached(), [1, 2])
 
     def test_end(self) -> None:
         """Who leads no longer does nothing, and counts ages anew when it leads again."""

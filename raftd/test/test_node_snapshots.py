@@ -415,6 +415,31 @@ class WhenTests(SnapshotCase):
         self.assertLessEqual(last - one, 5 * ENTRY_BYTES)
 
 
+class RestTests(SnapshotCase):
+    """Between two slices of a snapshot others have the reactor."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(snapshotting, "SLICE_S", -1.0)  # a rest after each slice
+        self.patch(snapshotting, "REST_S", 3.0)
+        self.cluster, self.leader, _ = self.led(1, Journal, snapshot_threshold_bytes=2_000)
+        self.write_many(self.cluster, self.leader, 100)
+
+    def test_53_it_rests(self) -> None:
+        self.cluster.advance(2.0)
+        self.assertIsNone(self.cluster.snapshots[self.leader].latest)
+        self.cluster.advance(60.0)
+        self.assertIsNotNone(self.cluster.snapshots[self.leader].latest)
+
+    def test_a_rest_ends_with_the_node(self) -> None:
+        resting = self.cluster.nodes[self.leader]._snapshotter._rest
+        assert resting is not None
+        self.cluster.nodes[self.leader].stop()
+        self.assertFalse(resting[0].active())
+        self.cluster.advance(60.0)
+        self.assertIsNone(self.cluster.snapshots[self.leader].latest)
+
+
 class CloseTogetherTests(SnapshotCase):
     def test_42_many_snapshots_while_one_is_sent(self) -> None:
         """By the time that it has one, the log behind that is gone again."""
@@ -432,6 +457,23 @@ class CloseTogetherTests(SnapshotCase):
         self.assertGreaterEqual(len(indexes), 2)
         self.assertEqual(indexes, sorted(set(indexes)))
 
+    def test_42_what_comes_behind_the_one_that_is_sent_stays_for_one_more(self) -> None:
+        """Else under much load, with large values, each would be too old when it has come."""
+        self.patch(snapshotting, "MAX_SNAPSHOT_PIECE_BYTES", PIECE_BYTES)
+        cluster, leader, behind, _ = self.lags(snapshot_threshold_bytes=3_000)
+        cluster.snapshots[behind].delay_seconds = 0.02
+        cluster.restart(behind)
+        pieces = self.watch_pieces(cluster, behind)
+        restored = self.restored(cluster, behind)
+        cluster.advance_until(lambda: pieces)
+        sent = pieces[0][1].last_included_index
+        store = cluster.snapshots[leader]
+        while store.latest is None or store.latest.last_included_index == sent:
+            self.write_many(cluster, leader, 5)
+        self.assertEqual(restored, [])
+        self.assert_complete(cluster)
+        self.assertEqual([metadata.last_included_index for metadata in restored], [sent])
+
     def test_42_another_arrives_while_one_is_restored(self) -> None:
         cluster, leader, behind, other = self.lags(HeavyJournal)
         cluster.restart(behind)
@@ -439,20 +481,25 @@ class CloseTogetherTests(SnapshotCase):
         # It pauses after each block, and the others have more time than it takes.
         heavy.clock, heavy.slice_s = cluster.clock, 0.004
         self.patch(
-            SnapshotReader, "_pause", lambda _: deferLater(cluster.clock, 0.05, lambda: None)
+            SnapshotReader, "_pause", lambda _: deferLater(cluster.clock, 0.3, lambda: None)
         )
         restored = self.restored(cluster, behind)
         first: list[int] = []
         there, here = cluster.nodes[leader].status, cluster.nodes[behind].status
 
         def lose_touch() -> None:
-            """For a moment, in which the next is taken."""
+            """For a moment, in which two more are taken."""
             first.append(here().last_index)
             cluster.partition([behind], [leader, other])
-            for _ in range(150):
+            write_more()
+            self.when(cluster, lambda: there().snapshot_index > first[0], write_more)
+            # It stays for the one that is sent, and goes with the next but one.
+            self.when(cluster, lambda: there().first_index > first[0], find_it)
+
+        def write_more() -> None:
+            for _ in range(400):
                 self.propose(cluster, leader, OPERATION % self.number)
                 self.number += 1
-            self.when(cluster, lambda: there().first_index > first[0], find_it)
 
         def find_it() -> None:
             cluster.heal()

@@ -141,6 +141,15 @@ CLIENTS = (
     ),
     Defect(
         NO_PITFALL,
+        "kept-refusal-of-a-first-portion-is-final",
+        "A compaction whose first portion came second is refused when it is sent again.",
+        COMPACTOR,
+        "            has_begun or outcome.revision < revision\n",
+        "            has_begun or reached < revision\n",
+        also=("test_retry_of_one_whose_first_portion_somebody_else_has_compacted",),
+    ),
+    Defect(
+        NO_PITFALL,
         "key-of-a-compaction-at-its-end",
         "A compaction that is refused for its idempotency key has compacted nearly all.",
         COMPACTOR,

@@ -14,6 +14,14 @@ SNAPSHOTTING, STORE, FILES, READER = (
 
 SNAPSHOTS = (
     Defect(
+        42,
+        "sent-and-too-old-when-it-comes",
+        "What comes behind a snapshot on its way is dropped as soon as there is another.",
+        "snapshotting.py",
+        "if before <= sent < index]",
+        "if before < sent < before]",
+    ),
+    Defect(
         NO_PITFALL,
         "tail-by-entries-alone",
         "Behind a snapshot stay so many entries, however large they are.",

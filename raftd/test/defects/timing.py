@@ -65,6 +65,22 @@ TIMING = (
     ),
     Defect(
         53,
+        "portions-without-a-pause",
+        "The leader compacts as fast as it can, and writes have what is left.",
+        "kv/compactor.py",
+        "            due = self._proposed_at + pause_s\n",
+        "            due = self._proposed_at\n",
+    ),
+    Defect(
+        53,
+        "snapshot-without-a-rest",
+        "A snapshot takes half of the reactor's time.",
+        "snapshotting.py",
+        "self._clock.callLater(REST_S, self._rested)",
+        "self._clock.callLater(0, self._rested)",
+    ),
+    Defect(
+        53,
         "half-a-change-is-visible",
         "Readers see a change that is under way.",
         "kv/store.py",
@@ -176,7 +192,7 @@ TIMING = (
         "slices-wait-without-a-bound",
         "A snapshot is drawn faster than the disk takes it, all of it into memory.",
         "snapshotting.py",
-        "            while writer.pending_bytes > MAX_PENDING_BYTES and not is_stopped():\n",
+        "            while goes_on and writer.pending_bytes > MAX_PENDING_BYTES:\n",
         "            while writer.pending_bytes < 0:\n",
     ),
     Defect(
