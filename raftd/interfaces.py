@@ -36,7 +36,8 @@ from raftd.errors import Fatal, RaftdError
 
 T = TypeVar("T")
 
-#: What `done` is called with.
+#: What `done` is called with: once, perhaps before the call that was given it
+#: returns.  It may ask the same node for something else.
 Done = Callable[[T | RaftdError], None]
 
 #: The longest question to the leader's program, and the longest answer, in bytes.
