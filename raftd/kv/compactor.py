@@ -47,8 +47,8 @@ def compact_in_portions(
     retry: bytes,
 ) -> None:
     """
-    Compact to `revision`, which must be there, one portion after the other, so
-    that no write waits for long.
+    Compact to `revision`, one portion after the other, so that no write waits
+    for long.
 
     `portion_end` is the end of the portion behind a revision, 0 for the first.
 

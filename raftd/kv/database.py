@@ -108,16 +108,17 @@ class Database:
             refusal = operation_refusal(operation, self._ttl_floor_ms, MAX_TTL_MS)
         if refusal is not None:
             done(refusal)
-        elif isinstance(operation, Compact) and operation.revision <= self.revision:
-            compact_in_portions(
-                self._propose,
-                partial(self.portion_end, PORTION_KEYS),
-                operation.revision,
-                done,
-                retry,
-            )
+        elif isinstance(operation, Compact):
+            revision = operation.revision
+            portion_end = partial(self._portion_end, revision)
+            compact_in_portions(self._propose, portion_end, revision, done, retry)
         else:
             self._propose(operation, done, retry)
+
+    def _portion_end(self, revision: int, after: int) -> int:
+        # One that is not there yet, or not here, goes as a whole: it may be refused.
+        there = revision <= self.revision
+        return self.portion_end(PORTION_KEYS, after) if there else revision
 
     def _propose(self, operation: Operation, done: Done[Result], retry: bytes = b"") -> None:
         def applied(outcome: bytes | RaftdError) -> None:

@@ -186,6 +186,20 @@ class PortionTests(SynchronousTestCase):
             self.node.apply()
         self.assertEqual(self.outcomes, [CompactResult(target)] * 2)
 
+    def test_retry_through_a_node_that_lags_behind(self) -> None:
+        """It gets the first portion's result, and that is not the end."""
+        self.write(self.REVISIONS)
+        target = self.store.revision
+        self.compact(target, KEY)
+        self.node.apply()
+        self.node.proposed.pop()[1](NoQuorum("Too few."))
+        self.patch(Database, "revision", target - 1)
+        self.compact(target, KEY)
+        while self.node.proposed:
+            self.node.apply()
+        self.assertEqual(self.outcomes[1:], [CompactResult(target)])
+        self.assertEqual(self.store.compacted_revision, target)
+
     def test_all_was_compacted_before_the_first_portion_came(self) -> None:
         self.write(self.REVISIONS)
         target = self.store.revision
