@@ -33,8 +33,8 @@ KILLS = 50
 #: Changes that each watcher must see.
 WATCHED_WRITES = 50
 
-#: How long writes are counted in `growth`: a snapshot is due several times, so that
-#: it weighs what it does in the long run.
+#: How long writes are counted in `growth`: so long that snapshots and compactions
+#: come in it, and weigh about what they do in the long run.
 GROWTH_S = 60.0
 
 #: So large that it never takes one.

@@ -23,7 +23,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     heartbeat_interval_ms: int = 100
     election_timeout_ms: int = 600
-    #: Entries kept in the log behind a snapshot, for followers that are slow.
+    #: Entries kept in the log behind a snapshot, for followers that are slow; their
+    #: data is bounded as well (`raftd.core.raft.MAX_TAIL_BYTES`).
     snapshot_tail_entries: int = 10_000
     #: Answer linearizable reads while a quorum's lease lasts, without asking
     #: it (thesis 6.4.1).  What that assumes: `docs/reads.md`.

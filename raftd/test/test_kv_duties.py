@@ -189,14 +189,14 @@ class CompactorTests(SynchronousTestCase):
         self.assertEqual(self.at(100), [Compact(90)])
 
     def test_a_portion_that_came_to_nothing_is_tried_again(self) -> None:
-        self.begin_late(3 * SMALL_PORTION_KEYS)
+        self.begin_with(3 * SMALL_PORTION_KEYS)
         self.database.answer(NoQuorum("Too few."))
         self.clock.advance(RETRY_S - 0.001)
         self.assertEqual(self.reached(), [1])
         self.clock.advance(0.002)
         self.assertEqual(self.reached(), [1, 1])
 
-    def begin_late(self, surplus: int) -> Compactor:
+    def begin_with(self, surplus: int) -> Compactor:
         """So many revisions more than are to be kept, and the first of them proposed."""
         compactor = self.compactor(keep_revisions=1000)
         self.database.revision = 1000 + surplus
@@ -209,7 +209,7 @@ class CompactorTests(SynchronousTestCase):
         return [revision / SMALL_PORTION_KEYS for revision in compacts]
 
     def test_53_other_work_goes_on_between_portions(self) -> None:
-        self.begin_late(3 * SMALL_PORTION_KEYS + SMALL_PORTION_KEYS // 2)
+        self.begin_with(3 * SMALL_PORTION_KEYS + SMALL_PORTION_KEYS // 2)
         for n in range(1, 4):
             self.assertEqual(self.reached(), list(range(1, n + 1)))
             self.database.carry_out()
@@ -222,7 +222,7 @@ class CompactorTests(SynchronousTestCase):
         self.assertEqual(len(self.database.proposed), 4)
 
     def test_a_slow_answer_is_pause_enough(self) -> None:
-        self.begin_late(3 * SMALL_PORTION_KEYS)
+        self.begin_with(3 * SMALL_PORTION_KEYS)
         self.clock.advance(3 * PAUSE_S)
         self.database.carry_out()
         self.clock.advance(0)
@@ -230,7 +230,7 @@ class CompactorTests(SynchronousTestCase):
 
     def test_large_portions_without_a_pause_when_more_comes_than_goes(self) -> None:
         """Else the history would grow without bound, however slow the answers are."""
-        self.begin_late(100 * PORTION_KEYS)
+        self.begin_with(100 * PORTION_KEYS)
         self.clock.advance(INTERVAL_S / 2)
         for _ in range(5):
             self.database.carry_out()
@@ -253,20 +253,20 @@ class CompactorTests(SynchronousTestCase):
         self.assertEqual(self.database.proposed, [Compact(before + SMALL_PORTION_KEYS)])
 
     def test_end_between_portions(self) -> None:
-        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
+        compactor = self.begin_with(3 * SMALL_PORTION_KEYS)
         self.database.carry_out()
         compactor.end()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end_while_a_portion_is_proposed(self) -> None:
-        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
+        compactor = self.begin_with(3 * SMALL_PORTION_KEYS)
         compactor.end()
         self.database.carry_out()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_end_and_begin_while_a_portion_is_proposed(self) -> None:
         """There is one at a time, whoever it was proposed by."""
-        compactor = self.begin_late(3 * SMALL_PORTION_KEYS)
+        compactor = self.begin_with(3 * SMALL_PORTION_KEYS)
         compactor.end()
         compactor.begin()
         self.assertEqual(self.reached(), [1])

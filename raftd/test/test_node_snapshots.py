@@ -441,15 +441,22 @@ class RestTests(SnapshotCase):
 
 
 class CloseTogetherTests(SnapshotCase):
-    def test_42_many_snapshots_while_one_is_sent(self) -> None:
-        """By the time that it has one, the log behind that is gone again."""
+    def is_sent_slowly(
+        self, threshold_bytes: int
+    ) -> tuple[Cluster[Any], str, Pieces, list[SnapshotMetadata]]:
+        """Someone who has its first piece: cluster, leader; what it is sent, and restores."""
         self.patch(snapshotting, "MAX_SNAPSHOT_PIECE_BYTES", PIECE_BYTES)
-        cluster, leader, behind, _ = self.lags(snapshot_threshold_bytes=300)
+        cluster, leader, behind, _ = self.lags(snapshot_threshold_bytes=threshold_bytes)
         cluster.snapshots[behind].delay_seconds = 0.02
         cluster.restart(behind)
         pieces = self.watch_pieces(cluster, behind)
         restored = self.restored(cluster, behind)
         cluster.advance_until(lambda: pieces)
+        return cluster, leader, pieces, restored
+
+    def test_42_many_snapshots_while_one_is_sent(self) -> None:
+        """By the time that it has one, the log behind that is gone again."""
+        cluster, leader, pieces, restored = self.is_sent_slowly(300)
         while len({piece.last_included_index for _, piece in pieces}) < 3:
             self.write_many(cluster, leader, 20)
         self.assert_complete(cluster)
@@ -459,13 +466,7 @@ class CloseTogetherTests(SnapshotCase):
 
     def test_42_what_comes_behind_the_one_that_is_sent_stays_for_one_more(self) -> None:
         """Else under much load, with large values, each would be too old when it has come."""
-        self.patch(snapshotting, "MAX_SNAPSHOT_PIECE_BYTES", PIECE_BYTES)
-        cluster, leader, behind, _ = self.lags(snapshot_threshold_bytes=3_000)
-        cluster.snapshots[behind].delay_seconds = 0.02
-        cluster.restart(behind)
-        pieces = self.watch_pieces(cluster, behind)
-        restored = self.restored(cluster, behind)
-        cluster.advance_until(lambda: pieces)
+        cluster, leader, pieces, restored = self.is_sent_slowly(3_000)
         sent = pieces[0][1].last_included_index
         store = cluster.snapshots[leader]
         while store.latest is None or store.latest.last_included_index == sent:
