@@ -33,7 +33,7 @@ PORTION_KEYS = 2_000
 #: The same for what the leader compacts by itself: a millisecond or two.
 SMALL_PORTION_KEYS = 256
 #: How long after one of these it proposes the next, in seconds: so they take a
-#: seventh of a core, and other work most of it.
+#: seventh of a core, and other work most of it.  Some 24,000 keys a second.
 PAUSE_S = 0.01
 #: When it tries again after one that has come to nothing, in seconds.
 RETRY_S = 1.0
@@ -111,9 +111,10 @@ class Compactor:
 
     With both, a revision is kept only as long as both permit.
 
-    What goes is proposed in small portions, `PAUSE_S` apart; but in large ones
-    without a pause if it is not done by the next look, for then more comes than
-    goes.
+    What goes is proposed in small portions, `PAUSE_S` apart.  If it is not done
+    by the next look more comes than goes, and then portions are twice as large;
+    once they are `PORTION_KEYS`, there is no pause either.  What is in time
+    makes them half as large again.
 
     Invariant: one portion is proposed, or `_next` is due, or nothing is left
     that is to go before the next look.
@@ -136,10 +137,9 @@ class Compactor:
         #: and none that is older than the newest which is old enough.
         self._seen: deque[tuple[float, int]] = deque()
         self._timer: IDelayedCall | None = None
-        #: What is to be compacted to by the next look, and whether what was to be
-        #: by the last is still there.
+        #: What is to be compacted to by the next look, and by how many keys at a time.
         self._target = 0
-        self._is_late = False
+        self._portion_keys = SMALL_PORTION_KEYS
         self._is_proposing = False
         self._next: IDelayedCall | None = None
         self._proposed_at = 0.0
@@ -153,6 +153,7 @@ class Compactor:
         """This node leads no longer."""
         self._seen.clear()
         self._target = 0
+        self._portion_keys = SMALL_PORTION_KEYS
         for call in (self._timer, self._next):
             if call is not None:
                 call.cancel()
@@ -160,7 +161,10 @@ class Compactor:
 
     def _look(self) -> None:
         self._timer = self._clock.callLater(INTERVAL_S, self._look)
-        self._is_late = self._database.compacted_revision < self._target
+        if self._database.compacted_revision < self._target:
+            self._portion_keys = min(2 * self._portion_keys, PORTION_KEYS)
+        else:
+            self._portion_keys = max(self._portion_keys // 2, SMALL_PORTION_KEYS)
         self._target = max(self._by_number(), self._by_age())
         if not self._is_proposing and self._next is None:
             self._propose()
@@ -171,8 +175,7 @@ class Compactor:
         if database.compacted_revision < self._target:
             self._is_proposing = True
             self._proposed_at = self._clock.seconds()
-            max_keys = PORTION_KEYS if self._is_late else SMALL_PORTION_KEYS
-            end = min(database.portion_end(max_keys), self._target)
+            end = min(database.portion_end(self._portion_keys), self._target)
             database.change(Compact(end), self._compacted)
 
     def _by_number(self) -> int:
@@ -194,7 +197,7 @@ class Compactor:
 
     def _compacted(self, outcome: Result | RaftdError) -> None:
         self._is_proposing = False
-        pause_s = 0.0 if self._is_late else PAUSE_S
+        pause_s = PAUSE_S if self._portion_keys < PORTION_KEYS else 0.0
         if isinstance(outcome, RaftdError) and not isinstance(outcome, Compacted):
             pause_s = RETRY_S
             if not isinstance(outcome, DidNotHappen):

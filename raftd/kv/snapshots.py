@@ -239,7 +239,7 @@ def moved_on(state: State, ahead: int) -> State:
     was lost is told that it was compacted, rather than shown another one.
     """
     versions, revision = state.versions, state.revision + ahead
-    for _ in versions.compact(state.revision, lambda record: None):
+    for _ in versions.compact(state.revision, None):
         pass
     versions.history = History(revision)
     return State(revision, revision, state.quota_bytes, versions)

@@ -407,7 +407,7 @@ class Store:
 
         self.compacted_revision = revision
         self._changed()
-        yield from self._versions.compact(revision, keep)
+        yield from self._versions.compact(revision, keep if walks else None)
         return CompactResult(revision)
 
     def _execution(self) -> Execution:

@@ -38,9 +38,9 @@ _SHARD = SHARDS - 1
 _mod_revision = attrgetter("mod_revision")
 
 
-class _Older(msgspec.Struct, gc=False):
+class Older(msgspec.Struct, gc=False):
     """
-    All but the newest version of a key, ascending.
+    All but the newest version of a key, ascending: two at least.
 
     The garbage collector does not see it, and so has nothing to look for in a
     dictionary of these; in one of tuples it would look at each of them.
@@ -49,6 +49,7 @@ class _Older(msgspec.Struct, gc=False):
     records: tuple[KeyValue, ...] | list[KeyValue]
 
     def add(self, record: KeyValue) -> None:
+        """The next one."""
         records = self.records
         if isinstance(records, list):
             records.append(record)
@@ -58,16 +59,21 @@ class _Older(msgspec.Struct, gc=False):
             self.records = [*records, record]
 
 
+def records_of(older: Older | KeyValue) -> tuple[KeyValue, ...] | list[KeyValue]:
+    """All but the newest version of a key, ascending."""
+    return (older,) if isinstance(older, KeyValue) else older.records
+
+
 class Versions:
     """
     Invariants: a key is in `live` if it has a newest version in `_records`, and
     in `deleted` if that was deleted and older versions are still there; never
     in both.  `count` is how many are in `live`.  `_older` has all but the
-    newest version of a key, ascending, and, if it was deleted, the tombstone
-    too; at most one of them is at or below the compacted revision, and then it
-    is no tombstone.  `newest` is the greatest revision that has written
-    anything, complete or not.  `size_bytes` is the sum of `size_of` over all
-    versions and tombstones.
+    newest version of a key, and, if it was deleted, the tombstone too; the only
+    one, as it is with most keys, is there itself.  At most one of them is at or
+    below the compacted revision, and then it is no tombstone.  `newest` is the
+    greatest revision that has written anything, complete or not.  `size_bytes`
+    is the sum of `size_of` over all versions and tombstones.
     """
 
     __slots__ = (
@@ -86,7 +92,7 @@ class Versions:
     def __init__(self, forgotten: int) -> None:
         """Nothing yet; the first change will be that of the revision behind `forgotten`."""
         self._records: list[dict[bytes, KeyValue]] = [{} for _ in range(SHARDS)]
-        self._older: list[dict[bytes, _Older]] = [{} for _ in range(SHARDS)]
+        self._older: list[dict[bytes, Older | KeyValue]] = [{} for _ in range(SHARDS)]
         self.count = 0
         self.live = SortedKeys()
         self.deleted = SortedKeys()
@@ -118,7 +124,7 @@ class Versions:
         older = self._older[shard].get(key)
         if older is None:
             return None
-        records = older.records
+        records = records_of(older)
         i = bisect_right(records, revision, key=_mod_revision)
         if not i:
             return None
@@ -153,11 +159,7 @@ class Versions:
         else:
             key = old.key  # not another object with the same bytes
             record = KeyValue(key, value, old.create_revision, revision, old.version + 1, lease)
-            older = self._older[shard].get(key)
-            if older is None:
-                self._older[shard][key] = _Older((old,))
-            else:
-                older.add(old)
+            self._retire(shard, key, old)
             if lease != old.lease:
                 if old.lease:
                     self.leases.detach(old.lease, key)
@@ -167,10 +169,21 @@ class Versions:
         self.size_bytes += len(key) + len(value) + VERSION_OVERHEAD_BYTES
         return record
 
-    def _revive(self, key: bytes, older: _Older | None) -> bytes:
+    def _retire(self, shard: int, key: bytes, record: KeyValue) -> None:
+        """`record` is the newest version of `key` no more, or never was: a tombstone."""
+        retired = self._older[shard]
+        older = retired.get(key)
+        if older is None:
+            retired[key] = record
+        elif isinstance(older, KeyValue):
+            retired[key] = Older((older, record))
+        else:
+            older.add(record)
+
+    def _revive(self, key: bytes, older: Older | KeyValue | None) -> bytes:
         """`key` is not in `_records` and will be; the same key, perhaps as an older object."""
         if older is not None:
-            key = older.records[0].key
+            key = records_of(older)[0].key
             self.deleted.remove(key)
         self.live.add(key)
         self.count += 1
@@ -210,12 +223,8 @@ class Versions:
         self.count -= 1
         key = old.key
         gone = tombstone(key, revision)
-        older = self._older[shard].get(key)
-        if older is None:
-            self._older[shard][key] = _Older((old, gone))
-        else:
-            older.add(old)
-            older.add(gone)
+        self._retire(shard, key, old)
+        self._retire(shard, key, gone)
         self.size_bytes += size_of(gone)
         if old.lease:
             self.leases.detach(old.lease, key)
@@ -224,12 +233,13 @@ class Versions:
     # -- compacting ------------------------------------------------------------
 
     def compact(
-        self, revision: int, keep: Callable[[KeyValue], None]
+        self, revision: int, keep: Callable[[KeyValue], None] | None
     ) -> Generator[None, None, None]:
         """
         Remove, in steps, what only revisions below `revision` show.
 
-        `keep` is called with each version, tombstones not, that is removed.
+        `keep` is called with each version, tombstones not, that is removed; if
+        nobody wants them it is None.
         Nothing must be written meanwhile.  What revisions from `revision` on
         show is the same all the time.
         """
@@ -248,7 +258,7 @@ class Versions:
                         yield
 
     def _supersede(
-        self, record: KeyValue, revision: int, keep: Callable[[KeyValue], None]
+        self, record: KeyValue, revision: int, keep: Callable[[KeyValue], None] | None
     ) -> None:
         """
         Remove the version before `record`, which made it invisible from
@@ -260,32 +270,30 @@ class Versions:
         older = self._older[shard].get(key)
         if older is None:
             return
-        records = older.records
-        newest = self._records[shard].get(key)
-        if newest is not None and newest.mod_revision == record.mod_revision:
-            i = len(records)
+        records = records_of(older)
+        if records[-1].mod_revision < record.mod_revision:
+            i = len(records)  # the newest there is, as most are by now
         else:
             i = bisect_left(records, record.mod_revision, key=_mod_revision)
         if i:
-            previous = records[i - 1]
-            self.size_bytes -= size_of(previous)
-            if previous.version:
-                keep(previous)
-        if i < len(records):
-            following = records[i + 1] if i + 1 < len(records) else newest
-            if following is not None and following.mod_revision <= revision:
-                # It comes about itself, and all of this key goes at once then.
-                return
-            if not record.version:
-                self.size_bytes -= size_of(record)
-                i += 1
+            self._remove(records[i - 1], keep)
+        if i + 1 < len(records) and records[i + 1].mod_revision <= revision:
+            # It comes about itself, and all of this key goes at once then.
+            return
+        if not record.version:
+            self.size_bytes -= size_of(record)
+            i += 1
         if i == len(records):
             self._forget(shard, key)
-            if newest is None:
+            if not record.version and key not in self._records[shard]:
                 self.deleted.remove(key)
         elif i:
-            rest = records[i:]
-            older.records = tuple(rest) if len(rest) <= MAX_TUPLE_VERSIONS else rest
+            self._older[shard][key] = _older_of(records[i:])
+
+    def _remove(self, record: KeyValue, keep: Callable[[KeyValue], None] | None) -> None:
+        self.size_bytes -= size_of(record)
+        if keep is not None and record.version:
+            keep(record)
 
     def _forget(self, shard: int, key: bytes) -> None:
         older = self._older[shard]
@@ -293,3 +301,9 @@ class Versions:
         if not older:
             # A dictionary does not give back its room by itself.
             self._older[shard] = {}
+
+
+def _older_of(records: tuple[KeyValue, ...] | list[KeyValue]) -> Older | KeyValue:
+    if len(records) == 1:
+        return records[0]
+    return Older(tuple(records) if len(records) <= MAX_TUPLE_VERSIONS else records)

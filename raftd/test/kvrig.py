@@ -12,6 +12,7 @@ from raftd.kv.operations import Operation, encode_operation
 from raftd.kv.records import size_of
 from raftd.kv.results import Result, decode_result
 from raftd.kv.store import Store
+from raftd.kv.versions import Older, records_of
 
 Between = Callable[[], None]
 
@@ -100,7 +101,7 @@ def check_invariants(store: Store) -> None:
     inside = store._versions
     live, deleted = list(inside.live), list(inside.deleted)
     newest = {key: r for shard in inside._records for key, r in shard.items()}
-    older = {key: o.records for shard in inside._older for key, o in shard.items()}
+    older = {key: records_of(o) for shard in inside._older for key, o in shard.items()}
     assert live == sorted(newest)
     assert len(live) == inside.count == len(store)
     assert deleted == sorted(key for key in older if key not in newest)
@@ -111,6 +112,8 @@ def check_invariants(store: Store) -> None:
         assert record.version
         if record.lease:
             attached.setdefault(record.lease, []).append(key)
+    several = [o for shard in inside._older for o in shard.values() if isinstance(o, Older)]
+    assert all(len(o.records) > 1 for o in several)
     for key, records in older.items():
         all_of = [*records, *([newest[key]] if key in newest else [])]
         revisions = [record.mod_revision for record in all_of]

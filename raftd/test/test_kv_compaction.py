@@ -25,6 +25,7 @@ from raftd.kv.operations import (
 from raftd.kv.records import VERSION_OVERHEAD_BYTES
 from raftd.kv.results import CompactResult, DeleteResult, NoResult, PutResult
 from raftd.kv.store import Store
+from raftd.kv.versions import records_of
 from raftd.test.kvrig import apply, apply_bytes, check_invariants, code_of, make_small, restored
 
 ALL = Range(b"\0", b"\0")
@@ -238,7 +239,7 @@ class Garbage(SynchronousTestCase):
             self.assertFalse(gc.is_tracked(shard))
         for chunk in inside.history._full:
             self.assertFalse(gc.is_tracked(chunk))
-        older = [older.records for shard in inside._older for older in shard.values()]
+        older = [records_of(older) for shard in inside._older for older in shard.values()]
         self.assertEqual(len(older), 1000)
         self.assertFalse(any(map(gc.is_tracked, older)))
 

@@ -228,29 +228,41 @@ class CompactorTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.reached(), [1, 2])
 
-    def test_large_portions_without_a_pause_when_more_comes_than_goes(self) -> None:
+    def look(self) -> list[int]:
+        """Carry out what is proposed until the next look; how far each portion goes."""
+        sizes, until = [], self.clock.seconds() + INTERVAL_S
+        while self.clock.seconds() < until:
+            if self.database.dones:
+                before = self.database.compacted_revision
+                self.database.carry_out()
+                sizes.append(self.database.compacted_revision - before)
+            self.clock.advance(PAUSE_S)
+        return sizes
+
+    def test_larger_portions_when_more_comes_than_goes(self) -> None:
+        """As large as it takes, rather than as fast as it can."""
+        self.begin_with(5000 * SMALL_PORTION_KEYS)
+        for size in (1, 2, 4):
+            self.assertEqual(set(self.look()), {size * SMALL_PORTION_KEYS})
+        self.assertEqual(self.database.compacted_revision, self.database.revision - 1000)
+        for _ in range(3):
+            self.look()
+        self.database.revision += 20 * SMALL_PORTION_KEYS
+        self.assertEqual(self.look() or self.look(), [SMALL_PORTION_KEYS] * 20)
+
+    def test_large_portions_without_a_pause_when_answers_are_slow(self) -> None:
         """Else the history would grow without bound, however slow the answers are."""
-        self.begin_with(100 * PORTION_KEYS)
-        self.clock.advance(INTERVAL_S / 2)
-        for _ in range(5):
+        self.begin_with(1000 * PORTION_KEYS)
+        for _ in range(4):
+            self.clock.advance(INTERVAL_S)
             self.database.carry_out()
-            self.clock.advance(INTERVAL_S / 8)
         before = self.database.compacted_revision
+        self.clock.advance(0)
         for _ in range(49):
             self.database.carry_out()
             self.clock.advance(0)
             self.assertEqual(len(self.database.dones), 1)
         self.assertGreater(self.database.compacted_revision - before, 48 * PORTION_KEYS)
-        # And when that is done, in small ones again.
-        while self.database.dones:
-            self.database.carry_out()
-            self.clock.advance(0)
-        self.clock.advance(INTERVAL_S)
-        self.database.proposed.clear()
-        self.database.revision += 4 * SMALL_PORTION_KEYS
-        before = self.database.compacted_revision
-        self.clock.advance(INTERVAL_S)
-        self.assertEqual(self.database.proposed, [Compact(before + SMALL_PORTION_KEYS)])
 
     def test_end_between_portions(self) -> None:
         compactor = self.begin_with(3 * SMALL_PORTION_KEYS)

@@ -24,6 +24,7 @@ from raftd.core.messages import Command, HardState
 from raftd.disk import SPACE_RETRY_S
 from raftd.errors import Compacted, InvariantViolated
 from raftd.kv.database import Database
+from raftd.kv.versions import Older, records_of
 from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
@@ -413,13 +414,11 @@ def _other_older(machine: Machine) -> Callable[[], None] | None:
     """What a key had is not what the history says."""
     store = machine._process.store
     for shard in store._versions._older:
-        for older in shard.values():
-            first, *others = older.records
+        for key, older in shard.items():
+            first, *others = records_of(older)
             if first.mod_revision > store.compacted_revision and first.version:
-                records = (replace(first, value=b"another"), *others)
-                mend = partial(setattr, older, "records", older.records)
-                older.records = records
-                return mend
+                other = replace(first, value=b"another")
+                return _replaced(shard, key, Older((other, *others)) if others else other)
     return None
 
 

@@ -73,6 +73,15 @@ TIMING = (
     ),
     Defect(
         53,
+        "late-portions-without-a-pause",
+        "A leader that is late compacts as fast as it can, and writes have what is left.",
+        "kv/compactor.py",
+        "min(2 * self._portion_keys, PORTION_KEYS)",
+        "PORTION_KEYS",
+        also=("test_larger_portions_when_more_comes_than_goes",),
+    ),
+    Defect(
+        53,
         "snapshot-without-a-rest",
         "A snapshot takes half of the reactor's time.",
         "snapshotting.py",

@@ -18,6 +18,7 @@ from typing import Any
 
 from raftd.idempotency import _head as record_head
 from raftd.kv.records import FIRST_REVISION
+from raftd.kv.versions import records_of
 
 #: More keys than any simulated store has.
 _ALL = 1 << 30
@@ -94,10 +95,10 @@ def _store(store: Any) -> int:
     # What past revisions are read from, by its keys; in another order after a restore.
     rows.append(
         frozenset(
-            (key, *(record for record in older.records if record.mod_revision > since))
+            (key, *(record for record in records if record.mod_revision > since))
             for shard in versions._older
-            for key, older in shard.items()
-            if older.records[-1].mod_revision > since
+            for key, records in zip(shard, map(records_of, shard.values()), strict=True)
+            if records[-1].mod_revision > since
         )
     )
     # What is there now, by its keys.
