@@ -21,7 +21,7 @@ from zope.interface import implementer
 from raftd.core.messages import Command
 from raftd.interfaces import IStateMachine
 from raftd.kv.execution import Execution
-from raftd.kv.history import ChangedKeys, parts_of
+from raftd.kv.history import ChangedKeys
 from raftd.kv.interfaces import Event
 from raftd.kv.operations import (
     Checkpoint,
@@ -185,7 +185,8 @@ class Store:
         return end
 
     def _changes_of(self, revision: int) -> int:
-        return sum(map(len, parts_of(self._versions.history.at(revision))))
+        change = self._versions.history.at(revision)
+        return 1 if isinstance(change, KeyValue) else sum(map(len, change))
 
     def __len__(self) -> int:
         """How many keys there are."""

@@ -59,7 +59,7 @@ class Older(msgspec.Struct, gc=False):
             self.records = [*records, record]
 
 
-def records_of(older: Older | KeyValue) -> tuple[KeyValue, ...] | list[KeyValue]:
+def records_of(older: Older | KeyValue) -> Sequence[KeyValue]:
     """All but the newest version of a key, ascending."""
     return (older,) if isinstance(older, KeyValue) else older.records
 
@@ -271,8 +271,14 @@ class Versions:
         if older is None:
             return
         records = records_of(older)
-        if records[-1].mod_revision < record.mod_revision:
-            i = len(records)  # the newest there is, as most are by now
+        # The first two are most often it: to search for it looks at many records,
+        # each of which is far away in memory.
+        if records[0] is record:
+            i = 0
+        elif len(records) > 1 and records[1] is record:
+            i = 1
+        elif records[-1].mod_revision < record.mod_revision:
+            i = len(records)
         else:
             i = bisect_left(records, record.mod_revision, key=_mod_revision)
         if i:
@@ -287,6 +293,9 @@ class Versions:
             self._forget(shard, key)
             if not record.version and key not in self._records[shard]:
                 self.deleted.remove(key)
+        elif isinstance(records, list) and len(records) - i > MAX_TUPLE_VERSIONS:
+            # In place: a copy would have to look at every record for its count of references.
+            del records[:i]
         elif i:
             self._older[shard][key] = _older_of(records[i:])
 
@@ -303,7 +312,5 @@ class Versions:
             self._older[shard] = {}
 
 
-def _older_of(records: tuple[KeyValue, ...] | list[KeyValue]) -> Older | KeyValue:
-    if len(records) == 1:
-        return records[0]
-    return Older(tuple(records) if len(records) <= MAX_TUPLE_VERSIONS else records)
+def _older_of(few: Sequence[KeyValue]) -> Older | KeyValue:
+    return few[0] if len(few) == 1 else Older(tuple(few))
