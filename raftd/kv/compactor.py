@@ -30,10 +30,10 @@ SLACK = 0.1
 #: a single one has changed more: some ten milliseconds, for which the entries
 #: behind it wait.
 PORTION_KEYS = 2_000
-#: The same for what the leader compacts by itself: a millisecond or two.
+#: The same for what the leader compacts by itself: about a millisecond.
 SMALL_PORTION_KEYS = 256
-#: How long after one of these it proposes the next, in seconds: so they take a
-#: seventh of a core, and other work most of it.  Some 24,000 keys a second.
+#: How long after one of these it proposes the next, in seconds: so they take
+#: about a tenth of a core.  Some 24,000 keys a second.
 PAUSE_S = 0.01
 #: When it tries again after one that has come to nothing, in seconds.
 RETRY_S = 1.0
@@ -112,9 +112,9 @@ class Compactor:
     With both, a revision is kept only as long as both permit.
 
     What goes is proposed in small portions, `PAUSE_S` apart.  If it is not done
-    by the next look more comes than goes, and then portions are twice as large;
-    once they are `PORTION_KEYS`, there is no pause either.  What is in time
-    makes them half as large again.
+    by the next look more comes than goes, most often, and portions become twice as large;
+    once they are `PORTION_KEYS`, there is no pause either.  If it is done they
+    are half as large as before.
 
     Invariant: one portion is proposed, or `_next` is due, or nothing is left
     that is to go before the next look.

@@ -238,8 +238,8 @@ class Versions:
         """
         Remove, in steps, what only revisions below `revision` show.
 
-        `keep` is called with each version, tombstones not, that is removed; if
-        nobody wants them it is None.
+        `keep` is called with each version, tombstones not, that is removed; it
+        is None if nobody wants them.
         Nothing must be written meanwhile.  What revisions from `revision` on
         show is the same all the time.
         """
@@ -271,8 +271,8 @@ class Versions:
         if older is None:
             return
         records = records_of(older)
-        # The first two are most often it: to search for it looks at many records,
-        # each of which is far away in memory.
+        # It is one of the first two, unless several of this key go at once: a
+        # search looks at many records, each of which is far away in memory.
         if records[0] is record:
             i = 0
         elif len(records) > 1 and records[1] is record:
@@ -282,12 +282,12 @@ class Versions:
         else:
             i = bisect_left(records, record.mod_revision, key=_mod_revision)
         if i:
-            self._remove(records[i - 1], keep)
+            self._discount(records[i - 1], keep)
         if i + 1 < len(records) and records[i + 1].mod_revision <= revision:
             # It comes about itself, and all of this key goes at once then.
             return
         if not record.version:
-            self.size_bytes -= size_of(record)
+            self._discount(record, keep)
             i += 1
         if i == len(records):
             self._forget(shard, key)
@@ -299,7 +299,8 @@ class Versions:
         elif i:
             self._older[shard][key] = _older_of(records[i:])
 
-    def _remove(self, record: KeyValue, keep: Callable[[KeyValue], None] | None) -> None:
+    def _discount(self, record: KeyValue, keep: Callable[[KeyValue], None] | None) -> None:
+        """`record` is there no more; where it is in a list, it goes with those behind it."""
         self.size_bytes -= size_of(record)
         if keep is not None and record.version:
             keep(record)

@@ -228,27 +228,36 @@ class CompactorTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.reached(), [1, 2])
 
-    def look(self) -> list[int]:
-        """Carry out what is proposed until the next look; how far each portion goes."""
-        sizes, until = [], self.clock.seconds() + INTERVAL_S
-        while self.clock.seconds() < until:
+    def look(self) -> set[float]:
+        """
+        Carry out what is proposed until the next look; how far each goes, in
+        small portions, but for the first, which may be from before, and the
+        last, which is what was left.
+        """
+        sizes: list[float] = []
+        due = max(call.getTime() for call in self.clock.getDelayedCalls())
+        while self.clock.seconds() < due:
             if self.database.dones:
                 before = self.database.compacted_revision
                 self.database.carry_out()
-                sizes.append(self.database.compacted_revision - before)
-            self.clock.advance(PAUSE_S)
-        return sizes
+                sizes.append((self.database.compacted_revision - before) / SMALL_PORTION_KEYS)
+            self.clock.advance(min(PAUSE_S, due - self.clock.seconds()))
+        return set(sizes[1:-1])
 
     def test_larger_portions_when_more_comes_than_goes(self) -> None:
-        """As large as it takes, rather than as fast as it can."""
+        """As large as it takes, rather than as fast as it can; and smaller when it is done."""
         self.begin_with(5000 * SMALL_PORTION_KEYS)
-        for size in (1, 2, 4):
-            self.assertEqual(set(self.look()), {size * SMALL_PORTION_KEYS})
-        self.assertEqual(self.database.compacted_revision, self.database.revision - 1000)
-        for _ in range(3):
-            self.look()
-        self.database.revision += 20 * SMALL_PORTION_KEYS
-        self.assertEqual(self.look() or self.look(), [SMALL_PORTION_KEYS] * 20)
+        self.assertEqual([self.look(), self.look()], [{1}, {2}])
+        for size in (4, 2, 1, 1):
+            self.database.revision += 20 * SMALL_PORTION_KEYS
+            self.assertEqual(self.look(), {size})
+
+    def test_small_portions_when_it_leads_again(self) -> None:
+        compactor = self.begin_with(5000 * SMALL_PORTION_KEYS)
+        self.assertEqual([self.look(), self.look()], [{1}, {2}])
+        compactor.end()
+        compactor.begin()
+        self.assertEqual(self.look(), {1})
 
     def test_large_portions_without_a_pause_when_answers_are_slow(self) -> None:
         """Else the history would grow without bound, however slow the answers are."""

@@ -196,8 +196,8 @@ _RANGES = (
         "tombstones-stay",
         "Tombstones are never let go of.",
         VERSIONS,
-        "        if not record.version:\n            self.size_bytes",
-        "        if record is None:\n            self.size_bytes",
+        "        if not record.version:\n            self._discount",
+        "        if record is None:\n            self._discount",
         "test_what_can_still_be_seen_stays",
     ),
     _rule(
