@@ -112,9 +112,9 @@ class Compactor:
     With both, a revision is kept only as long as both permit.
 
     What goes is proposed in small portions, `PAUSE_S` apart.  If it is not done
-    by the next look more comes than goes, most often, and portions become twice as large;
-    once they are `PORTION_KEYS`, there is no pause either.  If it is done they
-    are half as large as before.
+    by the next look, more comes than goes, most often, and portions become twice
+    as large; once they are `PORTION_KEYS`, there is no pause either.  If it is
+    done they become half as large.
 
     Invariant: one portion is proposed, or `_next` is due, or nothing is left
     that is to go before the next look.

@@ -239,9 +239,8 @@ class Versions:
         Remove, in steps, what only revisions below `revision` show.
 
         `keep` is called with each version, tombstones not, that is removed; it
-        is None if nobody wants them.
-        Nothing must be written meanwhile.  What revisions from `revision` on
-        show is the same all the time.
+        is None if nobody wants them.  Nothing must be written meanwhile.  What
+        revisions from `revision` on show is the same all the time.
         """
         history, done = self.history, 0
         while history.forgotten < revision:
@@ -286,6 +285,7 @@ class Versions:
         if i + 1 < len(records) and records[i + 1].mod_revision <= revision:
             # It comes about itself, and all of this key goes at once then.
             return
+        # A tombstone is among the older ones from its delete on until here.
         if not record.version:
             self._discount(record, keep)
             i += 1
