@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
-from raftd.kv.history import Draft
 from raftd.kv.leases import MAX_LEASES
 from raftd.kv.operations import DeleteRangeWith, PutWith, Range
 from raftd.kv.ranges import MAX_RESULT_BYTES, Budget, View, end_of, evaluate
@@ -51,7 +50,6 @@ class Execution:
         self._revision_before = revision
         self._compacted_revision = compacted_revision
         self.revision = revision
-        self.draft = Draft()
         #: To be granted when the change is complete.
         self.granted: dict[int, LeaseResult] = {}
         self._budget = Budget(MAX_RESULT_BYTES)
@@ -157,7 +155,7 @@ class Execution:
         if old is not None:
             value = old.value if put.keep_value else value
             lease = old.lease if put.keep_lease else lease
-        self.draft.add(self._versions.put(put.key, value, lease, self.revision))
+        self._versions.draft_put(put.key, value, lease, self.revision)
         previous = old if put.previous else None
         if previous is not None:
             self._budget.use(previous)
@@ -175,7 +173,7 @@ class Execution:
                 if not room:
                     break
                 previous.append(record)
-            versions.delete_all(keys, self.revision, self.draft)
+            versions.draft_delete_all(keys, self.revision)
             if len(keys) < STEP_KEYS:
                 break
             yield
@@ -189,7 +187,7 @@ class Execution:
         while keys := leases.keys(id, b"", step):
             deleted += len(keys)
             for key in keys:
-                self.draft.add(self._versions.delete(key, self.revision))
+                self._versions.draft_delete(key, self.revision)
             if len(keys) < step:
                 break
             yield

@@ -13,7 +13,7 @@ from msgspec.structs import force_setattr
 from zope.interface import implementer
 
 from raftd.interfaces import IRestore
-from raftd.kv.history import Draft, History
+from raftd.kv.history import History
 from raftd.kv.leases import MAX_LEASES
 from raftd.kv.records import FIRST_REVISION
 from raftd.kv.results import KeyValue, LeaseResult
@@ -101,9 +101,8 @@ class Restore:
         self._versions = Versions(FIRST_REVISION)
         self._last_key = b""
         self._last_number = 0
-        #: The revision that comes in, what it has changed so far, and of which keys.
+        #: The revision that comes in, and which keys it has changed so far.
         self._revision = FIRST_REVISION
-        self._draft = Draft()
         self._changed: set[bytes] = set()
         #: Nothing more may be written: it was finished, or it failed.
         self._over = False
@@ -189,7 +188,7 @@ class Restore:
     def _take_change(self, record: KeyValue) -> None:
         assert self._head is not None
         versions, key, revision = self._versions, record.key, record.mod_revision
-        if revision != self._revision or not self._draft:
+        if revision != self._revision or not self._changed:
             self._complete_revision()
             if revision != self._revision + 1 or revision > self._head.revision:
                 raise ValueError("The revisions of a store are not in order.")
@@ -198,22 +197,19 @@ class Restore:
             raise ValueError(f"Revision {revision} changes the key {key!r} twice.")
         self._changed.add(key)
         if record.version:
-            made = versions.put(key, record.value, record.lease, revision)
+            made = versions.draft_put(key, record.value, record.lease, revision)
         elif versions.get(key) is not None:
-            made = versions.delete(key, revision)
+            made = versions.draft_delete(key, revision)
         else:
             raise ValueError(
                 f"Revision {revision} deletes the key {key!r}, which is not there."
             )
         if made != record or not key or not 0 <= record.lease <= _MAX_INT:
             raise ValueError(f"What revision {revision} did to the key {key!r} makes no sense.")
-        self._draft.add(made)
 
     def _complete_revision(self) -> None:
-        if self._draft:
-            self._versions.history.append(self._draft.change())
-            self._draft = Draft()
-            self._changed.clear()
+        self._versions.complete()
+        self._changed.clear()
 
     def finish(self) -> None:
         """See `IRestore.finish`."""

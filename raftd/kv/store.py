@@ -163,9 +163,14 @@ class Store:
 
     def event(self, key: bytes, revision: int, previous: bool) -> Event:
         """What `revision`, which has changed `key`, did to it; for `revision` see above."""
-        at = self._versions.at
-        record = at(key, revision) or tombstone(key, revision)
-        return Event(record, at(key, revision - 1) if previous else None)
+        versions = self._versions
+        change = versions.history.at(revision)
+        if isinstance(change, KeyValue):
+            record = change
+        else:
+            record = versions.at(key, revision) or tombstone(key, revision)
+        before = versions.replaced_of(key, revision) if previous else None
+        return Event(record, before if before is not None and before.version else None)
 
     def portion_end(self, max_keys: int, after: int) -> int:
         """
@@ -330,7 +335,6 @@ class Store:
                 return REFUSALS["quota_reached"]
         revision = self.revision + 1
         record = versions.put(key, put.value, lease, revision)
-        versions.history.append(record)
         self.revision = revision
         if self.on_change is not None:
             self.on_change()
@@ -421,8 +425,7 @@ class Store:
             self._versions.leases.grant(lease)
             if self.on_lease is not None:
                 self.on_lease(lease.id, lease.ttl_ms)
-        if execution.draft:
-            self._versions.history.append(execution.draft.change())
+        self._versions.complete()
         assert self._versions.history.last == execution.revision, "a revision is lost"
         if execution.revision != self.revision:
             self.revision = execution.revision

@@ -1,21 +1,19 @@
 """
 Every version of every key that can still be read.
 
-The newest version of a key that is there is in a dictionary, older ones
-in another, so that most keys cost no container of their own.  A reader sees the
-versions as of a revision: what a later one has written or deleted already, in
-steps, is not there for it (`raftd.kv.ranges`).
+The newest version of a key is in a dictionary, and those before it are what the
+history says was replaced (`raftd.kv.history`): a chain from the newest one back.
+A reader sees the versions as of a revision: what a later one has written or
+deleted already, in steps, is not there for it (`raftd.kv.ranges`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from operator import attrgetter
 
-import msgspec
-
-from raftd.kv.history import Draft, History, parts_of
+from raftd.kv.history import Change, Draft, History, Replaced
 from raftd.kv.keys import SortedKeys
 from raftd.kv.leases import Leases
 from raftd.kv.records import VERSION_OVERHEAD_BYTES, size_of, tombstone
@@ -24,61 +22,37 @@ from raftd.kv.results import KeyValue
 #: Keys that one step of a long operation looks at or changes: about a millisecond.
 STEP_KEYS = 512
 
-#: Up to so many older versions of a key are a tuple, which the garbage
-#: collector soon leaves alone; more are a list, to which another is added
-#: without a copy.
-MAX_TUPLE_VERSIONS = 16
-
 #: Dictionaries that the keys are spread over, by their hashes.  A dictionary
 #: that grows moves all that it has at once, which takes 30 ms for 700,000 keys.
 #: Which key is in which differs between processes, and nothing walks along them.
 SHARDS = 256
 _SHARD = SHARDS - 1
 
-_mod_revision = attrgetter("mod_revision")
-
-
-class Older(msgspec.Struct, gc=False):
-    """
-    All but the newest version of a key, ascending: two at least.
-
-    The garbage collector does not see it, and so has nothing to look for in a
-    dictionary of these; in one of tuples it would look at each of them.
-    """
-
-    records: tuple[KeyValue, ...] | list[KeyValue]
-
-    def add(self, record: KeyValue) -> None:
-        """The next one."""
-        records = self.records
-        if isinstance(records, list):
-            records.append(record)
-        elif len(records) < MAX_TUPLE_VERSIONS:
-            self.records = (*records, record)
-        else:
-            self.records = [*records, record]
-
-
-def records_of(older: Older | KeyValue) -> Sequence[KeyValue]:
-    """All but the newest version of a key, ascending."""
-    return (older,) if isinstance(older, KeyValue) else older.records
+#: How many versions of a key there are between two marks, less one: a power of two, less one.
+_MARK = 15
 
 
 class Versions:
     """
-    Invariants: a key is in `live` if it has a newest version in `_records`, and
-    in `deleted` if that was deleted and older versions are still there; never
-    in both.  `count` is how many are in `live`.  `_older` has all but the
-    newest version of a key, and, if it was deleted, the tombstone too; the only
-    one, as it is with most keys, is there itself.  At most one of them is at or
-    below the compacted revision, and then it is no tombstone.  `newest` is the
-    greatest revision that has written anything, complete or not.  `size_bytes`
-    is the sum of `size_of` over all versions and tombstones.
+    Invariants: `_newest` has the newest version of each key, or the tombstone
+    of one that was deleted, as long as a revision that can be read shows what was
+    there before.  The former are in `live`, the latter in `deleted`; `count` is
+    how many are in `live`, and `_tombstones` has all tombstones that count, oldest
+    first.  `newest` is the greatest revision that has written anything, complete
+    or not; `_draft` is what it has written if it is not.  `size_bytes` is the sum
+    of `size_of` over all versions and tombstones.
+
+    Whoever looks for an old version goes along the chain from the newest one, or
+    from a mark: `_marks` has the revisions that replaced every sixteenth version of a
+    key, and tombstones, in order, and some before those that are compacted already.
+    So at most seventeen steps are left, however often a key was changed.
     """
 
     __slots__ = (
-        "_older",
-        "_records",
+        "_draft",
+        "_marks",
+        "_newest",
+        "_tombstones",
         "count",
         "deleted",
         "discard",
@@ -91,8 +65,10 @@ class Versions:
 
     def __init__(self, forgotten: int) -> None:
         """Nothing yet; the first change will be that of the revision behind `forgotten`."""
-        self._records: list[dict[bytes, KeyValue]] = [{} for _ in range(SHARDS)]
-        self._older: list[dict[bytes, Older | KeyValue]] = [{} for _ in range(SHARDS)]
+        self._newest: list[dict[bytes, KeyValue]] = [{} for _ in range(SHARDS)]
+        self._marks: list[dict[bytes, list[int]]] = [{} for _ in range(SHARDS)]
+        self._tombstones: deque[KeyValue] = deque()
+        self._draft = Draft()
         self.count = 0
         self.live = SortedKeys()
         self.deleted = SortedKeys()
@@ -106,30 +82,44 @@ class Versions:
 
     def __del__(self) -> None:
         if self.discard is not None:
-            chunks = (*self.live.chunks(), *self.deleted.chunks())
-            self.discard([*chunks, *self._records, *self._older, *self.history.chunks()])
+            chunks = (*self.live.chunks(), *self.deleted.chunks(), *self.history.chunks())
+            self.discard([*chunks, *self._newest, *self._marks, self._tombstones])
 
     # -- reading ---------------------------------------------------------------
 
     def get(self, key: bytes) -> KeyValue | None:
         """What `key` is by now; None if it is not there."""
-        return self._records[hash(key) & _SHARD].get(key)
+        record = self._newest[hash(key) & _SHARD].get(key)
+        return record if record is not None and record.version else None
 
     def at(self, key: bytes, revision: int) -> KeyValue | None:
         """What `key` was as of `revision`; None if it was not there."""
         shard = hash(key) & _SHARD
-        record = self._records[shard].get(key)
-        if record is not None and record.mod_revision <= revision:
-            return record
-        older = self._older[shard].get(key)
-        if older is None:
-            return None
-        records = records_of(older)
-        i = bisect_right(records, revision, key=_mod_revision)
-        if not i:
-            return None
-        record = records[i - 1]
-        return record if record.version else None
+        record = self._newest[shard].get(key)
+        if record is not None and record.mod_revision > revision:
+            record = self._before(record, revision, self._marks[shard].get(key, ()))
+        return record if record is not None and record.version else None
+
+    def _before(self, record: KeyValue, revision: int, marks: Sequence[int]) -> KeyValue | None:
+        """What the key of `record` was as of `revision`, before that; perhaps a tombstone."""
+        key, changed = record.key, record.mod_revision
+        i = bisect_right(marks, revision)
+        if i < len(marks):
+            changed = marks[i]
+        while (before := self.replaced_of(key, changed)) is not None:
+            changed = before.mod_revision
+            if changed <= revision:
+                break
+        return before
+
+    def replaced_of(self, key: bytes, revision: int) -> KeyValue | None:
+        """
+        What `key`, which `revision` has changed, was before, perhaps a tombstone;
+        None if it was nothing, or if the revision is compacted.
+        """
+        if revision > self.history.last:
+            return self._draft.replaced_of(key)
+        return self.history.replaced_of(key, revision)
 
     def keys(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
         """The first `limit` keys of a range that have any version, deleted ones too."""
@@ -146,44 +136,48 @@ class Versions:
     # -- writing ---------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, lease: int, revision: int) -> KeyValue:
-        """A new version of `key`, which `revision` has not changed before."""
+        """A new version of `key`, all that `revision` changes."""
+        record, replaced = self._put(key, value, lease, revision)
+        self.history.append(record, replaced)
+        return record
+
+    def draft_put(self, key: bytes, value: bytes, lease: int, revision: int) -> KeyValue:
+        """A new version of `key`, which `revision` has not changed before, until `complete`."""
+        record, replaced = self._put(key, value, lease, revision)
+        self._draft.add(record, replaced)
+        return record
+
+    def _put(
+        self, key: bytes, value: bytes, lease: int, revision: int
+    ) -> tuple[KeyValue, KeyValue | None]:
+        """Everything about a put but the history; the new version, and the one before."""
         self.newest = revision
         shard = hash(key) & _SHARD
-        records = self._records[shard]
-        old = records.get(key)
-        if old is None:
-            key = self._revive(key, self._older[shard].get(key))
+        newest = self._newest[shard]
+        old = newest.get(key)
+        if old is None or not old.version:
+            key = self._revive(key, old)
             record = KeyValue(key, value, revision, revision, 1, lease)
             if lease:
                 self.leases.attach(lease, key)
         else:
             key = old.key  # not another object with the same bytes
             record = KeyValue(key, value, old.create_revision, revision, old.version + 1, lease)
-            self._retire(shard, key, old)
             if lease != old.lease:
                 if old.lease:
                     self.leases.detach(old.lease, key)
                 if lease:
                     self.leases.attach(lease, key)
-        records[key] = record
+        if old is not None and not old.version & _MARK:
+            self._marks[shard].setdefault(key, []).append(revision)
+        newest[key] = record
         self.size_bytes += len(key) + len(value) + VERSION_OVERHEAD_BYTES
-        return record
+        return record, old
 
-    def _retire(self, shard: int, key: bytes, record: KeyValue) -> None:
-        """`record` is the newest version of `key` no more, or never was: a tombstone."""
-        retired = self._older[shard]
-        older = retired.get(key)
-        if older is None:
-            retired[key] = record
-        elif isinstance(older, KeyValue):
-            retired[key] = Older((older, record))
-        else:
-            older.add(record)
-
-    def _revive(self, key: bytes, older: Older | KeyValue | None) -> bytes:
-        """`key` is not in `_records` and will be; the same key, perhaps as an older object."""
-        if older is not None:
-            key = records_of(older)[0].key
+    def _revive(self, key: bytes, gone: KeyValue | None) -> bytes:
+        """`key` was not there and will be; the same key, perhaps as an older object."""
+        if gone is not None:
+            key = gone.key
             self.deleted.remove(key)
         self.live.add(key)
         self.count += 1
@@ -193,42 +187,51 @@ class Versions:
         """Add the only versions of keys that are in order and behind all that are there."""
         for record in records:
             key = record.key
-            self._records[hash(key) & _SHARD][key] = record
+            self._newest[hash(key) & _SHARD][key] = record
             self.size_bytes += len(key) + len(record.value) + VERSION_OVERHEAD_BYTES
             if record.lease:
                 self.leases.attach(record.lease, key)
         self.live.extend([record.key for record in records])
         self.count += len(records)
 
-    def delete(self, key: bytes, revision: int) -> KeyValue:
-        """Delete `key`, which must be there; its tombstone."""
+    def draft_delete(self, key: bytes, revision: int) -> KeyValue:
+        """Delete `key`, which must be there, until `complete`; its tombstone."""
         self.newest = revision
         gone = self._bury(key, revision)
         self.live.remove(key)
         self.deleted.add(gone.key)
         return gone
 
-    def delete_all(self, keys: Sequence[bytes], revision: int, draft: Draft) -> None:
+    def draft_delete_all(self, keys: Sequence[bytes], revision: int) -> None:
         """Delete `keys`: all that are there from the first to the last, in order."""
         self.newest = revision
         for key in keys:
-            draft.add(self._bury(key, revision))
+            self._bury(key, revision)
         self.live.remove_range(keys[0], keys[-1] + b"\0")
         self.deleted.update(keys)
 
     def _bury(self, key: bytes, revision: int) -> KeyValue:
         """Everything about a delete but `live` and `deleted`; the tombstone."""
         shard = hash(key) & _SHARD
-        old = self._records[shard].pop(key)
-        self.count -= 1
+        newest = self._newest[shard]
+        old = newest[key]
         key = old.key
-        gone = tombstone(key, revision)
-        self._retire(shard, key, old)
-        self._retire(shard, key, gone)
-        self.size_bytes += size_of(gone)
+        gone = newest[key] = tombstone(key, revision)
+        self._draft.add(gone, old)
+        self._tombstones.append(gone)
+        if not old.version & _MARK:
+            self._marks[shard].setdefault(key, []).append(revision)
         if old.lease:
             self.leases.detach(old.lease, key)
+        self.count -= 1
+        self.size_bytes += size_of(gone)
         return gone
+
+    def complete(self) -> None:
+        """What was drafted, if anything was, is all that its revision changes."""
+        if self._draft:
+            self.history.append(self._draft.change(), self._draft.replaced())
+            self._draft = Draft()
 
     # -- compacting ------------------------------------------------------------
 
@@ -244,74 +247,85 @@ class Versions:
         """
         history, done = self.history, 0
         while history.forgotten < revision:
-            changes = history.take(revision)
-            # Each part is let go of as soon as it is done: freeing takes its time too.
-            while changes:
-                parts = list(reversed(parts_of(changes.pop())))
-                while parts:
-                    for record in parts[-1]:
-                        self._supersede(record, revision, keep)
-                    done += len(parts.pop())
-                    if done >= STEP_KEYS:
-                        done = 0
-                        yield
+            # A chain that is cut is not there any more for those who are told to keep
+            # what was: so they are told of all that goes first.
+            for replaced in history.oldest_replaced(revision):
+                if isinstance(replaced, KeyValue):
+                    self._discount(replaced, revision, keep)
+                    done += 1
+                elif replaced is not None:
+                    for shard in replaced:
+                        for record in shard.values():
+                            self._discount(record, revision, keep)
+                        done += len(shard)
+                        if done >= STEP_KEYS:
+                            done = 0
+                            yield
+            if done >= STEP_KEYS:
+                done = 0
+                yield
+            yield from _let_go(*history.take(revision))
+            yield from self._let_go_of_tombstones(history.forgotten)
 
-    def _supersede(
+    def _discount(
         self, record: KeyValue, revision: int, keep: Callable[[KeyValue], None] | None
     ) -> None:
-        """
-        Remove the version before `record`, which made it invisible from
-        `revision` on; and `record` itself if it is a tombstone and the last
-        that `revision` shows.
-        """
-        key = record.key
-        shard = hash(key) & _SHARD
-        older = self._older[shard].get(key)
-        if older is None:
-            return
-        records = records_of(older)
-        # It is one of the first two, unless several of this key go at once: a
-        # search looks at many records, each of which is far away in memory.
-        if records[0] is record:
-            i = 0
-        elif len(records) > 1 and records[1] is record:
-            i = 1
-        elif records[-1].mod_revision < record.mod_revision:
-            i = len(records)
-        else:
-            i = bisect_left(records, record.mod_revision, key=_mod_revision)
-        if i:
-            self._discount(records[i - 1], keep)
-        if i + 1 < len(records) and records[i + 1].mod_revision <= revision:
-            # It comes about itself, and all of this key goes at once then.
-            return
-        # A tombstone is among the older ones from its delete on until here.
-        if not record.version:
-            self._discount(record, keep)
-            i += 1
-        if i == len(records):
-            self._forget(shard, key)
-            if not record.version and key not in self._records[shard]:
+        """`record` was replaced by a revision up to `revision`."""
+        if record.version:
+            self.size_bytes -= len(record.key) + len(record.value) + VERSION_OVERHEAD_BYTES
+            if keep is not None:
+                keep(record)
+        if not record.version & _MARK:
+            self._unmark(record.key, revision)
+
+    def _unmark(self, key: bytes, revision: int) -> None:
+        """The first of the marks of `key` need not be there any more."""
+        shard = self._marks[hash(key) & _SHARD]
+        marks = shard.get(key)
+        # Many at a time, for the others move each time.
+        if marks is not None and marks[len(marks) // 2] <= revision:
+            del marks[: bisect_right(marks, revision)]
+            if not marks:
+                del shard[key]
+
+    def _let_go_of_tombstones(self, revision: int) -> Generator[None, None, None]:
+        """Of those up to `revision`: nothing that can be read shows what was before them."""
+        tombstones, done = self._tombstones, 0
+        while tombstones and tombstones[0].mod_revision <= revision:
+            gone = tombstones.popleft()
+            key = gone.key
+            self.size_bytes -= size_of(gone)
+            shard = hash(key) & _SHARD
+            if self._newest[shard][key] is gone:
                 self.deleted.remove(key)
-        elif isinstance(records, list) and len(records) - i > MAX_TUPLE_VERSIONS:
-            # In place: a copy would have to look at every record for its count of references.
-            del records[:i]
-        elif i:
-            self._older[shard][key] = _older_of(records[i:])
-
-    def _discount(self, record: KeyValue, keep: Callable[[KeyValue], None] | None) -> None:
-        """`record` is there no more; where it is in a list, it goes with those behind it."""
-        self.size_bytes -= size_of(record)
-        if keep is not None and record.version:
-            keep(record)
-
-    def _forget(self, shard: int, key: bytes) -> None:
-        older = self._older[shard]
-        del older[key]
-        if not older:
-            # A dictionary does not give back its room by itself.
-            self._older[shard] = {}
+                del self._newest[shard][key]
+                if not self._newest[shard]:
+                    # A dictionary does not give back its room by itself.
+                    self._newest[shard] = {}
+            done += 1
+            if done % STEP_KEYS == 0:
+                yield
 
 
-def _older_of(few: Sequence[KeyValue]) -> Older | KeyValue:
-    return few[0] if len(few) == 1 else Older(tuple(few))
+def _let_go(changes: list[Change], replaced: list[Replaced]) -> Generator[None, None, None]:
+    """Of what those have that are large, in steps: freeing takes its time, too."""
+    done = 0
+    while changes:
+        change = changes.pop()
+        if isinstance(change, tuple):
+            parts = list(change)
+            del change
+            while parts:
+                done += len(parts.pop())
+                if done >= STEP_KEYS:
+                    done = 0
+                    yield
+    while replaced:
+        shards = replaced.pop()
+        if isinstance(shards, tuple):
+            for shard in shards:
+                done += len(shard)
+                shard.clear()
+                if done >= STEP_KEYS:
+                    done = 0
+                    yield

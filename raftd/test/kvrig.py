@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 from raftd.core.messages import Command
 from raftd.errors import RaftdError
 from raftd.kv import execution, history, keys, ranges, transactions, versions, walks
 from raftd.kv.operations import Operation, encode_operation
-from raftd.kv.records import size_of
-from raftd.kv.results import Result, decode_result
+from raftd.kv.records import FIRST_REVISION, size_of
+from raftd.kv.results import KeyValue, Result, decode_result
 from raftd.kv.store import Store
-from raftd.kv.versions import Older, records_of
 
 Between = Callable[[], None]
 
@@ -91,39 +91,58 @@ def make_small(patch: Callable[[Any, str, Any], object], step: int = 2) -> None:
     patch(history, "_CHUNK_BITS", 2)
     patch(history, "CHUNK_REVISIONS", 4)
     patch(history, "_WITHIN", 3)
-    patch(versions, "MAX_TUPLE_VERSIONS", 2)
+    patch(history, "_REPLACED_SHARDS", 2)
+    patch(versions, "_MARK", 1)
     patch(walks, "SLICE_KEYS", 3)
     patch(walks, "SLICE_BYTES", 60)
+
+
+def _order_of_changes(inside: versions.Versions) -> Callable[[KeyValue], int]:
+    """Where a record is among all changes."""
+    history = inside.history
+    walk = history.walk(history.forgotten, history.last)
+    order = {id(record): n for n, record in enumerate(chain.from_iterable(walk))}
+    return lambda record: order[id(record)]
 
 
 def check_invariants(store: Store) -> None:
     """What the classes say of themselves, between two operations."""
     inside = store._versions
     live, deleted = list(inside.live), list(inside.deleted)
-    newest = {key: r for shard in inside._records for key, r in shard.items()}
-    older = {key: records_of(o) for shard in inside._older for key, o in shard.items()}
-    assert live == sorted(newest)
+    newest = {key: r for shard in inside._newest for key, r in shard.items()}
+    forgotten = inside.history.forgotten
+    assert forgotten == max(store.compacted_revision, FIRST_REVISION)
+    assert live == sorted(key for key, record in newest.items() if record.version)
     assert len(live) == inside.count == len(store)
-    assert deleted == sorted(key for key in older if key not in newest)
-    size = sum(map(size_of, newest.values()))
+    assert deleted == sorted(key for key, record in newest.items() if not record.version)
     attached: dict[int, list[bytes]] = {}
+    size = 0
+    tombstones: list[KeyValue] = []
+    marks: dict[bytes, list[int]] = {}
     for key, record in newest.items():
-        assert record.key == key
-        assert record.version
+        assert record.mod_revision > forgotten or record.version
         if record.lease:
             attached.setdefault(record.lease, []).append(key)
-    several = [o for shard in inside._older for o in shard.values() if isinstance(o, Older)]
-    assert all(len(o.records) > 1 for o in several)
-    for key, records in older.items():
-        all_of = [*records, *([newest[key]] if key in newest else [])]
+        all_of: list[KeyValue] = []
+        before: KeyValue | None = record
+        while before is not None:
+            all_of.insert(0, before)
+            before = inside.replaced_of(key, before.mod_revision)
+        assert all(record.key == key for record in all_of)
         revisions = [record.mod_revision for record in all_of]
         assert revisions == sorted(set(revisions))
-        assert all(record.key == key for record in all_of)
-        below = [r for r in all_of if r.mod_revision <= store.compacted_revision]
-        assert len(below) <= 1
-        assert all(record.version for record in below)
-        assert key in newest or not records[-1].version
-        size += sum(map(size_of, records))
+        assert all(revision > forgotten for revision in revisions[1:])
+        size += sum(size_of(record) for record in all_of if record.version)
+        tombstones += [r for r in all_of if not r.version and r.mod_revision > forgotten]
+        marked = [r.mod_revision for b, r in pairwise(all_of) if not b.version & versions._MARK]
+        if marked:
+            marks[key] = marked
+    assert list(inside._tombstones) == sorted(tombstones, key=_order_of_changes(inside))
+    size += sum(map(size_of, tombstones))
+    there = {key: m for shard in inside._marks for key, m in shard.items()}
+    assert marks == {key: [m for m in there[key] if m > forgotten] for key in there}
+    assert all(m[len(m) // 2] > forgotten for m in there.values())
+    assert not inside._draft
     assert size == inside.size_bytes == store.size_bytes
     assert inside.newest <= store.revision == inside.history.last
     for id in inside.leases._keys:

@@ -23,9 +23,8 @@ from raftd.kv.operations import (
     encode_operation,
 )
 from raftd.kv.records import VERSION_OVERHEAD_BYTES
-from raftd.kv.results import CompactResult, DeleteResult, NoResult, PutResult
+from raftd.kv.results import CompactResult, DeleteResult, KeyValue, NoResult, PutResult
 from raftd.kv.store import Store
-from raftd.kv.versions import records_of
 from raftd.test.kvrig import apply, apply_bytes, check_invariants, code_of, make_small, restored
 
 ALL = Range(b"\0", b"\0")
@@ -98,10 +97,8 @@ class Compaction(SynchronousTestCase):
         for n, value in enumerate(values):
             self.store._versions.newest = self.store.revision
             # Not through bytes, which would make another object.
-            record = self.store._versions.put(b"%d" % (n % 2), value, 0, n + 2)
-            self.store._versions.history.append(record)
+            self.store._versions.put(b"%d" % (n % 2), value, 0, n + 2)
             self.store.revision = n + 2
-        del record
         unused = sys.getrefcount(b"value %d" % 11)
         for compacted in range(2, 13):
             apply(self.store, Compact(compacted))
@@ -109,9 +106,36 @@ class Compaction(SynchronousTestCase):
             kept = [sys.getrefcount(value) > unused + 2 for value in values]
             self.assertEqual(kept, [n + 2 >= compacted - 1 for n in range(11)], compacted)
 
+    def test_old_versions_of_a_key_are_found_by_marks(self) -> None:
+        """However often a key was changed, or deleted and put again."""
+        looked: list[int] = []
+        replaced_of = versions.Versions.replaced_of
+
+        def counted(inside: versions.Versions, key: bytes, revision: int) -> KeyValue | None:
+            looked.append(revision)
+            return replaced_of(inside, key, revision)
+
+        model: list[bytes | None] = [None, None]
+        for n in range(400):
+            deletes = n % 100 > 50 and n % 2
+            value = None if deletes else b"%d" % n
+            apply(self.store, Put(b"k", value) if value else DeleteRange(b"k"))
+            model.append(value)
+        self.patch(versions.Versions, "replaced_of", counted)
+        for compacted in (1, 150, 152, 170, 300, 401):
+            if compacted > 1:
+                apply(self.store, Compact(compacted))
+            for revision in range(compacted, 402):
+                looked.clear()
+                record = self.store.get(b"k", revision)
+                self.assertEqual(record and record.value, model[revision])
+                self.assertLessEqual(len(looked), 17)
+            check_invariants(self.store)
+        self.assertFalse(any(self.store._versions._marks))
+
     def test_53_it_is_applied_in_steps_and_seen_at_once(self) -> None:
         make_small(self.patch, 4)
-        for n in range(30):
+        for n in range(60):
             apply(self.store, Put(b"%02d" % (n % 20), b"%d" % n))
         apply(self.store, DeleteRange(b"05", b"15"))
         revision = self.store.revision
@@ -133,7 +157,7 @@ class Compaction(SynchronousTestCase):
         for n in range(200):
             apply(self.store, Put(b"counter", b"%d" % n))
         _, steps = apply_bytes(self.store, encode_operation(Compact(150)))
-        self.assertGreaterEqual(steps, 14)
+        self.assertGreaterEqual(steps, 12)
         check_invariants(self.store)
         self.assertEqual(
             self.store.size_bytes,
@@ -235,13 +259,13 @@ class Garbage(SynchronousTestCase):
         apply(store, DeleteRange(b"5", b"6"))
         gc.collect()
         inside = store._versions
-        for shard in (*inside._records, *inside._older):
+        replaced = inside.history._open_replaced[-1]
+        assert isinstance(replaced, tuple)
+        for shard in (*inside._newest, *replaced):
             self.assertFalse(gc.is_tracked(shard))
-        for chunk in inside.history._full:
+        for chunk in (*inside.history._full, *inside.history._full_replaced):
             self.assertFalse(gc.is_tracked(chunk))
-        older = [records_of(older) for shard in inside._older for older in shard.values()]
-        self.assertEqual(len(older), 1000)
-        self.assertFalse(any(map(gc.is_tracked, older)))
+        self.assertEqual(len(inside.history._full_replaced), 3000 // 256)
 
 
 class Steps(SynchronousTestCase):
@@ -258,12 +282,8 @@ class Steps(SynchronousTestCase):
             self.store._put(Put(b"%08d" % n, b"v", 1))
         self.touched = 0
         self.most = 0
-        put, bury, supersede = (
-            versions.Versions.put,
-            versions.Versions._bury,
-            versions.Versions._supersede,
-        )
-        for name, method in (("put", put), ("_bury", bury), ("_supersede", supersede)):
+        for name in ("_put", "_bury", "_discount"):
+            method = getattr(versions.Versions, name)
             self.patch(versions.Versions, name, self.counting(method))
 
     def counting(self, method: object) -> object:

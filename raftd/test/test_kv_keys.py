@@ -77,6 +77,12 @@ def version(revision: int, n: int = 0) -> KeyValue:
     return KeyValue(b"%d.%d" % (revision, n), b"", revision, revision, 1)
 
 
+def replaced(record: KeyValue) -> KeyValue | None:
+    """What it is said to have replaced: every third was nothing before."""
+    before = record.mod_revision - 1
+    return KeyValue(record.key, b"", before, before, 1) if hash(record.key) % 3 else None
+
+
 class TheOrderOfChanges(SynchronousTestCase):
     def setUp(self) -> None:
         make_small(self.patch)
@@ -87,9 +93,10 @@ class TheOrderOfChanges(SynchronousTestCase):
             draft = Draft()
             self.assertFalse(draft)
             for n in range(size):
-                draft.add(version(history.last + 1, n))
+                record = version(history.last + 1, n)
+                draft.add(record, replaced(record))
             self.assertTrue(draft)
-            history.append(draft.change())
+            history.append(draft.change(), draft.replaced())
         return history
 
     @settings(derandomize=True, max_examples=200, deadline=None)
@@ -117,8 +124,11 @@ class TheOrderOfChanges(SynchronousTestCase):
             target = min(oldest + step, last)
             taken = []
             while history.forgotten < target:
-                changes = history.take(target)
+                oldest_replaced = list(history.oldest_replaced(target))
+                changes, before = history.take(target)
                 self.assertLessEqual(len(changes), 4)
+                self.assertEqual(before[::-1], oldest_replaced)
+                self.assertEqual(len(before), len(changes))
                 taken += list(reversed(changes))
             flat = [r for change in taken for part in parts_of(change) for r in part]
             gone = range(oldest + 1, target + 1)
@@ -127,8 +137,14 @@ class TheOrderOfChanges(SynchronousTestCase):
             for revision in range(oldest + 1, last + 1):
                 keys = [record.key for record in model[revision]]
                 self.assertEqual(list(ChangedKeys(history.at(revision))), keys)
+            for revision, records in model.items():
+                for record in records:
+                    self.assertEqual(
+                        history.replaced_of(record.key, revision),
+                        replaced(record) if revision > oldest else None,
+                    )
         last += 1
-        history.append(version(last))
+        history.append(version(last), None)
         model[last] = [version(last)]
         self.assertEqual(list(ChangedKeys(history.at(last))), [version(last).key])
         # A walk is as of its call.

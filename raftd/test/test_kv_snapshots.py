@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice
 from random import Random
 
@@ -33,9 +34,22 @@ from raftd.kv.results import KeyValue, PutResult, RevokeResult
 from raftd.kv.snapshots import MAX_BEGINNING
 from raftd.kv.store import Store
 from raftd.slices import frame
-from raftd.test.kvrig import apply, check_invariants, cut, drained, make_small, restored
+from raftd.test.kvrig import (
+    apply,
+    apply_bytes,
+    check_invariants,
+    cut,
+    drained,
+    make_small,
+    restored,
+)
 
 encode = msgspec.msgpack.encode
+
+
+def _draw(snapshot: Iterator[bytes], slices: list[bytes]) -> None:
+    """The next slice, if there is one."""
+    slices += islice(snapshot, 1)
 
 
 class SnapshotCase(SynchronousTestCase):
@@ -214,16 +228,33 @@ class WhileCommandsAreApplied(SnapshotCase):
         for snapshot, slices, then in walked:
             self.assertEqual(restored(b"".join([*slices, *snapshot])).digest(), then)
 
+    def test_a_snapshot_beside_the_compaction_of_a_large_revision(self) -> None:
+        """What it has not come past is kept for it before it is gone."""
+        make_small(self.patch)
+        self.fill(20)
+        apply(self.store, Compact(21))
+        apply(self.store, DeleteRange(b"\0", b"\0"))
+        for ahead in range(6):
+            store = restored(b"".join(self.store.snapshot()))
+            snapshot, digest = store.snapshot(), store.digest()
+            slices = list(islice(snapshot, ahead))
+            draw = partial(_draw, snapshot, slices)
+            _, steps = apply_bytes(store, encode_operation(Compact(22)), draw)
+            self.assertGreater(steps, 10)
+            self.assertEqual(restored(b"".join([*slices, *snapshot])).digest(), digest)
+            self.assertEqual(store.size_bytes, 0)
+
     def test_one_that_begins_while_a_change_is_under_way(self) -> None:
         """It is of the last complete revision."""
         make_small(self.patch)
         self.fill(20)
+        self.fill(20, b"w")
         begun: list[tuple[Iterator[bytes], bytes]] = []
 
         def begin() -> None:
             begun.append((self.store.snapshot(), self.store.digest()))
 
-        for operation in (DeleteRange(b"\0", b"000015"), Compact(20), Compact(22)):
+        for operation in (DeleteRange(b"\0", b"000015"), Compact(40), Compact(42)):
             apply(self.store, operation, begin)
         self.assertGreater(len(begun), 10)
         digests = []

@@ -24,7 +24,7 @@ from raftd.core.messages import Command, HardState
 from raftd.disk import SPACE_RETRY_S
 from raftd.errors import Compacted, InvariantViolated
 from raftd.kv.database import Database
-from raftd.kv.versions import Older, records_of
+from raftd.kv.results import KeyValue
 from raftd.storage import recovery
 from raftd.test.defects.planting import Garden
 from raftd.test.defects.table import ALL
@@ -404,7 +404,7 @@ def _other_quota(machine: Machine) -> Callable[[], None]:
 
 def _other_value(machine: Machine) -> Callable[[], None] | None:
     """What a key has is not what the history says."""
-    for shard in machine._process.store._versions._records:
+    for shard in machine._process.store._versions._newest:
         for key, record in shard.items():
             return _replaced(shard, key, replace(record, value=b"another"))
     return None
@@ -413,12 +413,10 @@ def _other_value(machine: Machine) -> Callable[[], None] | None:
 def _other_older(machine: Machine) -> Callable[[], None] | None:
     """What a key had is not what the history says."""
     store = machine._process.store
-    for shard in store._versions._older:
-        for key, older in shard.items():
-            first, *others = records_of(older)
-            if first.mod_revision > store.compacted_revision and first.version:
-                other = replace(first, value=b"another")
-                return _replaced(shard, key, Older((other, *others)) if others else other)
+    replaced = store._versions.history._open_replaced
+    for i, older in enumerate(replaced):
+        if isinstance(older, KeyValue) and older.mod_revision > store.compacted_revision:
+            return _replaced(replaced, i, replace(older, value=b"another"))
     return None
 
 

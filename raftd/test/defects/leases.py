@@ -193,8 +193,8 @@ LEASES = (
         "revoked-in-another-order",
         "The keys of a revoked lease are not deleted in their order.",
         "kv/execution.py",
-        "            for key in keys:\n                self.draft",
-        "            for key in reversed(keys):\n                self.draft",
+        "            for key in keys:\n                self._versions.draft",
+        "            for key in reversed(keys):\n                self._versions.draft",
         also=("test_revoking_deletes_its_keys_sorted_in_one_revision",),
     ),
     Defect(

@@ -97,16 +97,16 @@ WATCHES = (
         "newest-record-in-an-old-event",
         "An event shows what its key has become since.",
         STORE,
-        "record = at(key, revision) or tombstone",
-        "record = at(key, self.revision) or tombstone",
+        "            record = change\n",
+        "            record = versions.get(key) or change\n",
     ),
     Defect(
         54,
         "previous-is-the-new-one",
         "As the record from before, an event shows the one from after.",
         STORE,
-        "at(key, revision - 1) if previous",
-        "at(key, revision) if previous",
+        "versions.replaced_of(key, revision) if previous",
+        "versions.at(key, revision) if previous",
     ),
     # -- split over a revision -----------------------------------------------------
     Defect(

@@ -18,7 +18,6 @@ from typing import Any
 
 from raftd.idempotency import _head as record_head
 from raftd.kv.records import FIRST_REVISION
-from raftd.kv.versions import records_of
 
 #: More keys than any simulated store has.
 _ALL = 1 << 30
@@ -92,15 +91,9 @@ def _store(store: Any) -> int:
         rows += [at(key, since) for key in versions.keys(b"", None, _ALL)]
     for records in versions.history.walk(since, store.revision):
         rows += records
-    # What past revisions are read from, by its keys; in another order after a restore.
-    rows.append(
-        frozenset(
-            (key, *(record for record in records if record.mod_revision > since))
-            for shard in versions._older
-            for key, records in zip(shard, map(records_of, shard.values()), strict=True)
-            if records[-1].mod_revision > since
-        )
-    )
+        # What past revisions are read from; a restore does not know what was before.
+        replaced = (versions.replaced_of(r.key, r.mod_revision) for r in records)
+        rows += [old if old and old.mod_revision > since else None for old in replaced]
     # What is there now, by its keys.
     rows += map(versions.get, versions.live.range(b"", None, _ALL))
     return hash((head, len(store), tuple(rows)))
