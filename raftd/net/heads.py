@@ -14,6 +14,10 @@ from http import HTTPStatus
 
 import msgspec
 
+#: The longest request target, in bytes: three keys of 4 KiB, all percent-encoded,
+#: as the next page of a listing may have them.
+MAX_TARGET_BYTES = 40 * 1024
+
 #: Fields that decide how a message is read.  Several of one name are joined
 #: by commas (RFC 9110, 5.3), which makes doubles of those that must be single
 #: fail their own checks.

@@ -40,6 +40,7 @@ from zope.interface import implementer
 
 from raftd.interfaces import IRequest
 from raftd.net.heads import CLOSE, CONTINUE, STOPPED, Refused, Responses
+from raftd.net.known_heads import KnownHeads
 from raftd.net.reader import BODY, DEAF, HEAD, IDLE, Reader
 from raftd.net.request import Request
 from raftd.net.streams import BodySink
@@ -123,7 +124,9 @@ class HTTPConnection(Protocol):
         #: Answers go nowhere any more, for the connection is lost, or about to be.
         self.mute = False
         self._bodies = 0
-        self._reader = Reader(self._received, server.max_body_bytes, server.max_body_bytes_at)
+        self._reader = Reader(
+            self._received, server.max_body_bytes, server.max_body_bytes_at, server.known_heads
+        )
         self._queue: deque[Request] = deque()
         self._in_hand: deque[Request] = deque()
         #: The answer to what could not be a request, after which comes the end.
@@ -518,6 +521,7 @@ class HTTPFactory(Factory):
         self.responses = Responses(server, wall_clock)
         self.max_body_bytes = max_body_bytes
         self.max_body_bytes_at = max_body_bytes_at
+        self.known_heads = KnownHeads()
         self.connections: set[HTTPConnection] = set()
         self.stopping = False
         #: Seconds, as far as deadlines are concerned; stands still while there

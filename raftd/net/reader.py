@@ -2,12 +2,13 @@
 From bytes to requests of HTTP/1.1, within bounds.
 
 llhttp takes the bytes apart; `Reader` holds what it finds to the rules of
-`raftd.net.heads` and to the bounds below, before anything is kept.
+`raftd.net.heads` and to the bounds below, before anything is kept.  What it has
+found so before is known (`raftd.net.known_heads`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from httptools import (
@@ -23,6 +24,7 @@ from twisted.python.failure import Failure
 from raftd.net.heads import (
     CLOSE,
     KEEP_ALIVE,
+    MAX_TARGET_BYTES,
     SPECIAL_FIELDS,
     Refused,
     check_expectation,
@@ -34,10 +36,7 @@ from raftd.net.heads import (
     replayed_head,
     too_large,
 )
-
-#: The longest request target, in bytes: three keys of 4 KiB, all percent-encoded,
-#: as the next page of a listing may have them.
-MAX_TARGET_BYTES = 40 * 1024
+from raftd.net.known_heads import KnownHeads
 
 #: Header fields of one request, and their bytes together.
 MAX_HEADERS = 100
@@ -59,7 +58,7 @@ HEAD = 1
 BODY = 2
 DEAF = 3
 
-Fields = list[tuple[bytes, bytes]]
+Fields = Sequence[tuple[bytes, bytes]]
 
 #: Takes a complete request: its Connection field for the answer, empty for
 #: HTTP/1.1 and only for that; method, target, header fields, body.
@@ -82,6 +81,7 @@ class Reader:
         deliver: Deliver,
         max_body_bytes: int,
         max_body_bytes_at: Mapping[bytes, int] = MappingProxyType({}),
+        known: KnownHeads | None = None,
     ) -> None:
         self.phase = IDLE
         #: When the unfinished request began, in the unit of `feed`.
@@ -93,11 +93,14 @@ class Reader:
         self._max_body_bytes_at = max_body_bytes_at
         #: Of the request that is being read, if it has a body.
         self._max_body_bytes = max_body_bytes
+        self._known = KnownHeads() if known is None else known
+        #: What is being fed, if its first byte begins a request that is not read yet.
+        self._to_learn: bytes | None = None
         self._parser = HttpRequestParser(self)
         self._now = 0
         self._target = b""
         self._method = b""
-        self._headers: Fields = []
+        self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
         self._special: dict[bytes, bytes] = {}
         #: Grown in place once it comes in several pieces, however small.
@@ -123,6 +126,11 @@ class Reader:
         If what was sent is not acceptable, the answer to it is returned and
         the phase is DEAF; the requests before it have been delivered.
         """
+        if self.phase == IDLE:
+            begin = self._read_known(data)
+            if begin == len(data):
+                return None
+            data = self._to_learn = data[begin:]
         self._now = now
         body_bytes = len(self._body)
         refused = None
@@ -133,6 +141,7 @@ class Reader:
             end = e.args[0]
         except HttpParserError as e:
             refused = self._why(e)
+        self._to_learn = None
         if end >= 0:
             refused = self._read_past_upgrade(data[end:])
         if self.phase == HEAD or self.phase == BODY:
@@ -140,6 +149,23 @@ class Reader:
         if refused is not None:
             self.phase = DEAF
         return refused
+
+    def _read_known(self, data: bytes) -> int:
+        """Deliver the requests at the start of `data` that have known heads; where they end."""
+        begin = 0
+        while begin < len(data):
+            known = self._known.find(data, begin)
+            if known is None:
+                break
+            head, target, body, end = known
+            if head.body_bytes > self._max_body_bytes_of(target):
+                break
+            self._deliver(b"", head.method, target, head.fields, data[body:end])
+            begin = end
+        return begin
+
+    def _max_body_bytes_of(self, target: bytes) -> int:
+        return self._max_body_bytes_at.get(target, self._default_max_body_bytes)
 
     # -- called by the parser ----------------------------------------------------
 
@@ -199,9 +225,7 @@ class Reader:
 
     def _look_at_special_fields(self, version: str) -> None:
         special = self._special
-        self._max_body_bytes = self._max_body_bytes_at.get(
-            self._target, self._default_max_body_bytes
-        )
+        self._max_body_bytes = self._max_body_bytes_of(self._target)
         check_framing(version, special, self._max_body_bytes)
         if b"expect" in special and version == "1.1":
             check_expectation(special[b"expect"])
@@ -229,6 +253,11 @@ class Reader:
             # The parser thinks that another protocol begins here.
             return
         body = self._body
+        if self._to_learn is not None and self._keep_alive and not self._connection_field:
+            self._known.learn(
+                self._to_learn, self._method, self._headers, self._special, len(body)
+            )
+        self._to_learn = None
         self._deliver(
             self._connection_field,
             self._method,

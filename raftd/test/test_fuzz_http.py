@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from raftd.interfaces import IRequest
-from raftd.net import http1, reader
+from raftd.net import heads, http1, reader
 from raftd.test import contract
 from raftd.test.fuzz import INTEGERS, SIZES, damages, fuzz, pieces, words
 from raftd.test.test_http1 import Transport, answers
@@ -279,7 +279,7 @@ class Served:
         case.assertLessEqual(len(reading._headers), reader.MAX_HEADERS)
         case.assertLessEqual(reading._header_bytes, reader.MAX_HEADER_BYTES + len(data))
         case.assertLessEqual(len(reading._body), reading._max_body_bytes)
-        case.assertLessEqual(len(reading._target), reader.MAX_TARGET_BYTES + len(data))
+        case.assertLessEqual(len(reading._target), heads.MAX_TARGET_BYTES + len(data))
 
     def finish(self) -> bytes:
         """Everything that was sent; and in the end nothing is left of the connection."""

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from raftd.interfaces import IRequest
-from raftd.net import http1, reader
+from raftd.net import heads, http1, reader
 from raftd.net.http1 import HTTPConnection, HTTPFactory
 
 HOST = b"Host: localhost:4001\r\n"
@@ -563,7 +563,7 @@ class Refusals(HTTPCase):
             )
 
     def test_a_long_target(self) -> None:
-        longest = b"/" + b"a" * (reader.MAX_TARGET_BYTES - 1)
+        longest = b"/" + b"a" * (heads.MAX_TARGET_BYTES - 1)
         self.handler = self.echo
         self.send(b"GET " + longest + b" HTTP/1.1\r\n" + HOST + b"\r\n")
         self.assertEqual(self.requests.pop().path, longest)

@@ -15,7 +15,7 @@ from raftd.idempotency import retry_of
 from raftd.kv.interfaces import LINEARIZABLE, LOCAL
 from raftd.kv.operations import EVERY_KEY, DeleteRange, Range
 from raftd.kv.results import DeleteResult, KeyValue, RangeResult
-from raftd.net.reader import MAX_TARGET_BYTES
+from raftd.net.heads import MAX_TARGET_BYTES
 from raftd.test.webs import FakeRequest, WebCase
 from raftd.web.ranges import LIMIT
 from raftd.web.records import SLICE_RECORDS
