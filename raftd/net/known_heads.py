@@ -2,8 +2,7 @@
 Heads that the parser has read before, but for their targets.
 
 Clients send the same fields with each request.  To find out that they have costs
-a fifth of what parsing them does, which was more than a tenth of all that a
-leader does for a write.
+half of what parsing them does: 1.1 us and not 2.3 for a write of 256 bytes.
 
 Invariant: what is known was all of a head that llhttp and the `Reader` have
 accepted, from the first byte of a message to the last before its body.  The
