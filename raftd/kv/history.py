@@ -104,6 +104,9 @@ class Draft:
 
     def replaced(self) -> Replaced:
         """All that was replaced."""
+        if not self._parts and len(self._part) == 1:
+            # No dictionary for the one key of a revision, as most have.
+            return self.replaced_of(self._part[0].key)
         return self._replaced if any(self._replaced) else None
 
     def replaced_of(self, key: bytes) -> KeyValue | None:

@@ -162,6 +162,17 @@ class TheOrderOfChanges(SynchronousTestCase):
             for wrong in (size, -size - 1):
                 self.assertRaises(IndexError, keys.__getitem__, wrong)
 
+    def test_one_key_needs_no_dictionary(self) -> None:
+        """As of a revision that changed no other, however it came about."""
+        for before in (None, version(1)):
+            draft = Draft()
+            draft.add(version(2), before)
+            self.assertIs(draft.replaced(), before)
+        draft = Draft()
+        for n in range(2):
+            draft.add(version(2, n), None)
+        self.assertIsNone(draft.replaced())
+
     def test_full_chunks_and_parts_are_tuples(self) -> None:
         """They never change, and the garbage collector need not look at them."""
         history = self.history(1, [1, 5, 1, 1, 1, 1, 1, 1])
