@@ -14,6 +14,8 @@ from raftd.interfaces import IStateMachine
 
 #: How long applying may keep the reactor, so that no heartbeat is late.
 APPLY_SLICE_S = 0.005
+#: What an entry takes besides its data, more or less, in `Applier.applied_bytes`.
+ENTRY_OVERHEAD_BYTES = 32
 
 
 class Applier:
@@ -37,6 +39,8 @@ class Applier:
         self._clock = clock
         self._state_machine = state_machine
         self.applied_index = 0 if restored is None else restored.last_included_index
+        #: How much of the log was applied by this; what was restored does not count.
+        self.applied_bytes = 0
         #: The greatest leader's time that was applied.
         self.time_ms = 0 if restored is None else restored.time_ms
         self._on_applied = on_applied
@@ -101,14 +105,16 @@ class Applier:
         """Apply for at most one slice of time; whether there is more to apply."""
         if not self._entries or (self._restoring and self._under_way is None):
             return False
-        until = self._clock.seconds() + APPLY_SLICE_S
-        while self._entries:
-            entry = self._entries[0]
+        entries, seconds = self._entries, self._clock.seconds
+        until = seconds() + APPLY_SLICE_S
+        while entries:
+            entry = entries[0]
             result = self._apply(entry, until)
             if result is None:
                 break
-            self._entries.popleft()
+            entries.popleft()
             self.applied_index = entry.index
+            self.applied_bytes += len(entry.data) + ENTRY_OVERHEAD_BYTES
             if entry.time_ms > self.time_ms:
                 self.time_ms = entry.time_ms
             self._on_applied(entry, result)
@@ -117,9 +123,9 @@ class Applier:
             if self._restoring:
                 self._restore_if_idle()
                 return False
-            if self._clock.seconds() >= until:
+            if seconds() >= until:
                 break
-        return bool(self._entries)
+        return bool(entries)
 
     def _tell_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.applied_index:

@@ -29,7 +29,6 @@ from raftd.changes import Changes
 from raftd.core.log import Log
 from raftd.core.membership import Change, Configuration
 from raftd.core.messages import (
-    Entry,
     Member,
     MemberId,
     Response,
@@ -160,7 +159,16 @@ class Node:
             wake=self._wake,
             defect=self._defect,
         )
-        self._applier = Applier(clock, state_machine, snapshots.latest, self._entry_applied)
+        self._router = Router(
+            clock,
+            self._raft,
+            wake=self._wake,
+            defect=self._defect,
+            # There is none yet: it is given the router's answers.
+            when_applied=lambda index, act: self._applier.when_applied(index, act),  # noqa: PLW0108
+            answer=self._answer,
+        )
+        self._applier = Applier(clock, state_machine, snapshots.latest, self._router.applied)
         self._snapshotter = Snapshotter(
             clock,
             self._raft,
@@ -174,14 +182,6 @@ class Node:
             defect=self._defect,
             on_taken=lambda metadata: self._observers.tell(SnapshotTaken(metadata)),
             on_restored=self._restored,
-        )
-        self._router = Router(
-            clock,
-            self._raft,
-            wake=self._wake,
-            defect=self._defect,
-            when_applied=self._applier.when_applied,
-            answer=self._answer,
         )
         self._observers = Observers(
             self._raft,
@@ -345,6 +345,7 @@ class Node:
         self._carry_out(ready)
         if self._applier.run():
             self._wake()
+        raft.applied(self._applier.applied_index)
         self._observers.look_at_applied()
         self._snapshotter.take_if_due()
         self._router.expire(now, self._peers.why_not)
@@ -372,11 +373,6 @@ class Node:
             self._snapshotter.send(member_id, self._peers.members.get(member_id))
         for piece in ready.pieces:
             self._snapshotter.keep(piece)
-
-    def _entry_applied(self, entry: Entry, result: bytes) -> None:
-        self._raft.applied(entry.index)
-        self._router.applied(entry, result)
-        self._snapshotter.applied(entry)
 
     def _restored(self, metadata: SnapshotMetadata) -> None:
         self._raft.applied(metadata.last_included_index)

@@ -80,7 +80,8 @@ class Requests:
     def open(self, data: bytes, done: Done[Any], deadline: float, forwarded: bool) -> Request:
         """Take on a request; `Overloaded` if there are too many."""
         size = len(data)
-        if len(self) >= MAX_REQUESTS or self._size + size > MAX_REQUEST_BYTES:
+        count = len(self._own) + len(self._forwarded)
+        if count >= MAX_REQUESTS or self._size + size > MAX_REQUEST_BYTES:
             raise Overloaded("This node has too many requests waiting. Try again.")
         request = Request(data, done, deadline, forwarded)
         self._size += size

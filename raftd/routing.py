@@ -234,9 +234,10 @@ class Router:
         term, first = self._raft.propose([r.data for r in batch], now)
         if term != self._proposed_term:
             self._begin_term(term)
+        sent, proposed = State.SENT, self._proposed
         for index, request in enumerate(batch, first):
-            request.state = State.SENT
-            self._proposed[index] = request
+            request.state = sent
+            proposed[index] = request
 
     def _begin_term(self, term: int) -> None:
         """This node leads anew, and may propose at indexes at which it did before."""

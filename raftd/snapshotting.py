@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 from raftd.applier import Applier
 from raftd.core.messages import (
     MAX_SNAPSHOT_PIECE_BYTES,
-    Entry,
     InstallSnapshot,
     InstallSnapshotResponse,
     MemberId,
@@ -49,8 +48,6 @@ TAKE_RETRY_S = 30.0
 #: How long at least between two that take the place of damaged ones: on a disk
 #: that damages whatever it is given, they are all there would be.
 REPLACE_RETRY_S = 30.0
-#: What an entry takes besides its data, more or less, in that account.
-ENTRY_OVERHEAD_BYTES = 32
 #: How long drawing slices may keep the reactor at a time, and how long it rests
 #: then: little of the time goes into a snapshot, and of the turns that a write
 #: waits for hardly one has a slice before it.
@@ -105,8 +102,8 @@ class Snapshotter:
         self._defect = defect
         self._on_taken = on_taken
         self._on_restored = on_restored
-        self._bytes_since = 0
-        #: With how many of them the next one is taken.
+        #: `Applier.applied_bytes` as of the last one, and how many more make the next one due.
+        self._bytes_before = 0
         self._due_bytes = self._draw_due()
         self._taking = False
         self._take_not_before = self._replace_not_before = -math.inf
@@ -145,10 +142,6 @@ class Snapshotter:
 
     # -- taking one ----------------------------------------------------------
 
-    def applied(self, entry: Entry) -> None:
-        """Count what has been applied since the last snapshot."""
-        self._bytes_since += len(entry.data) + ENTRY_OVERHEAD_BYTES
-
     def _draw_due(self) -> int:
         share = LEAST_SHARE + (1 - LEAST_SHARE) * self._random.random()
         return math.ceil(share * max(self._threshold_bytes, self._store.latest_size))
@@ -159,7 +152,7 @@ class Snapshotter:
         newest one that is damaged: what that holds is nowhere else but in memory,
         so that this does not wait because another one has failed before.
         """
-        has_grown = self._bytes_since >= self._due_bytes
+        has_grown = self._applier.applied_bytes - self._bytes_before >= self._due_bytes
         if (
             (
                 (self._store.is_damaged and self._may_replace())
@@ -185,7 +178,7 @@ class Snapshotter:
         metadata = SnapshotMetadata(
             index, term, self._raft.configuration_at(index), self._applier.time_ms
         )
-        bytes_before, self._bytes_since = self._bytes_since, 0
+        bytes_before, self._bytes_before = self._bytes_before, self._applier.applied_bytes
         # From here on the iterator holds the state as of `index`, whatever is applied.
         slices = self._state_machine.snapshot()
         writer = self._store.create(metadata)
@@ -194,7 +187,7 @@ class Snapshotter:
                 return
         except StorageFailed as e:
             self._log.error("A snapshot could not be taken: {reason}", reason=str(e))
-            self._bytes_since += bytes_before
+            self._bytes_before = bytes_before
             self._take_not_before = self._clock.seconds() + TAKE_RETRY_S
             return
         finally:
@@ -371,7 +364,7 @@ class Snapshotter:
         if self._stopped or reader is None:
             return
         metadata = reader.metadata
-        self._bytes_since, self._due_bytes = 0, self._draw_due()
+        self._bytes_before, self._due_bytes = self._applier.applied_bytes, self._draw_due()
         self._applier.restored(metadata)
         self._compact(metadata.last_included_index)
         self._on_restored(metadata)

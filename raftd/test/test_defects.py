@@ -94,8 +94,8 @@ class TrialTests(SynchronousTestCase):
         by_name, by_type = (
             Defect(
                 *(NO_PITFALL, "slip", "Nothing.", "applier.py"),
-                "            self._entries.popleft()\n",
-                f"            self._entries.popleft({new})\n",
+                "            entries.popleft()\n",
+                f"            entries.popleft({new})\n",
             )
             for new in ("nowhere", "1")
         )

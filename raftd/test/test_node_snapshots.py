@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from raftd import snapshotting
+from raftd.applier import ENTRY_OVERHEAD_BYTES
 from raftd.core import raft as raft_module
 from raftd.core.log import Log
 from raftd.core.membership import AddLearner, Configuration
@@ -63,7 +64,7 @@ PIECE_BYTES = 500
 #: An operation that makes a state of some size.
 OPERATION = b"%07d" + b"x" * 93
 #: What it counts for in the log.
-ENTRY_BYTES = len(command(OPERATION % 0)) + snapshotting.ENTRY_OVERHEAD_BYTES
+ENTRY_BYTES = len(command(OPERATION % 0)) + ENTRY_OVERHEAD_BYTES
 
 
 #: (sender, piece) of what has arrived.
