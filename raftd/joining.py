@@ -47,6 +47,10 @@ JOIN_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 15.0
 #: How often to look whether a step has come to its end.
 POLL_INTERVAL_S = 0.05
+#: Entries that a member may have to apply yet when it asks for a vote: what it
+#: applies in a tenth of a second.  With more, it would be counted for quorums and
+#: might be elected, and then nobody would be served until all is applied.
+MAX_UNAPPLIED = 10_000
 #: How long one request to be promoted may take.
 PROMOTE_TIMEOUT_MS = 5_000
 
@@ -163,8 +167,10 @@ async def become_member(reactor: IReactorTime, node: Node, *, learner: bool) -> 
             stalled_at = reactor.seconds() + STALL_TIMEOUT_S
         elif reactor.seconds() >= stalled_at:
             raise JoinFailed(_why_stalled(node))
-        if not learner and status.leader is not None and status.commit_index > 0:
-            # Whether it has caught up, the leader knows best.
+        unapplied = status.commit_index - status.applied_index
+        has_begun = status.leader is not None and status.commit_index > 0
+        if not learner and has_begun and unapplied <= MAX_UNAPPLIED:
+            # Whether it has received enough, the leader knows best.
             await _ask_for_vote(node)
         await pause(reactor)
 

@@ -124,8 +124,7 @@ class LearnerStub:
         self.is_settled_voter = self.is_settled_learner = False
         self.outcomes = outcomes
         self.asked = 0
-        self.last = self.applied = 5
-        self.commit = 9
+        self.last = self.applied = self.commit = 5
         self.leader: Member | None = Member(1, "n1:1")
 
     def status(self) -> NodeStatus:
@@ -148,9 +147,10 @@ class LearnerStub:
 
 class BecomeMemberTests(SynchronousTestCase):
     def _begin(
-        self, *outcomes: RaftdError | None, learner: bool = False
+        self, *outcomes: RaftdError | None, learner: bool = False, unapplied: int = 4
     ) -> tuple[Clock, LearnerStub, list[Any]]:
         clock, node = Clock(), LearnerStub([*outcomes])
+        node.commit = node.applied + unapplied
         ended: list[Any] = []
         member: Deferred[Any]
         member = Deferred.fromCoroutine(become_member(clock, cast(Node, node), learner=learner))
@@ -164,6 +164,14 @@ class BecomeMemberTests(SynchronousTestCase):
         clock, learner, ended = self._begin(NotCaughtUp("x"), ChangeInProgress("x"), None)
         self._let(clock, 1.0)
         self.assertEqual((learner.asked, ended), (3, [None]))
+
+    def test_does_not_ask_while_it_has_much_to_apply(self) -> None:
+        clock, learner, ended = self._begin(None, unapplied=joining.MAX_UNAPPLIED + 1)
+        self._let(clock, 1.0)
+        self.assertEqual((learner.asked, ended), (0, []))
+        learner.applied += 1
+        self._let(clock, 0.1)
+        self.assertEqual((learner.asked, ended), (1, [None]))
 
     def test_asks_again_when_no_answer_came(self) -> None:
         clock, learner, ended = self._begin(PeerUnreachable("x"), PeerUnreachable("x"), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftd.test.defects.defect import Defect
+from raftd.test.defects.defect import NO_PITFALL, Defect
 
 RAFT, LEADER, MEMBERSHIP = "core/raft.py", "core/leader.py", "core/membership.py"
 HANDSHAKE, DIRECTORY = "net/handshake.py", "storage/directory.py"
@@ -335,5 +335,14 @@ MEMBERS = (
         "            self._directory.save(Identity(Stage.JOINING",
         "        if not self._directory.identity or not self._directory.identity.cluster_id:\n"
         "            self._directory.save(Identity(Stage.JOINING",
+    ),
+    Defect(
+        NO_PITFALL,
+        "vote-before-it-has-applied",
+        "A member asks for its vote with all of the log still to apply.",
+        "joining.py",
+        " and unapplied <= MAX_UNAPPLIED",
+        "",
+        also=("test_does_not_ask_while_it_has_much_to_apply",),
     ),
 )
