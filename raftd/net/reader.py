@@ -255,7 +255,12 @@ class Reader:
         body = self._body
         if self._to_learn is not None and self._keep_alive and not self._connection_field:
             self._known.learn(
-                self._to_learn, self._method, self._headers, self._special, len(body)
+                self._to_learn,
+                self._method,
+                self._target,
+                self._headers,
+                self._special,
+                len(body),
             )
         self._to_learn = None
         self._deliver(

@@ -101,7 +101,14 @@ ODD_TARGETS = [
     *(b"*", b"/a#b", b"http://h/x", b"http://h", b"h:1", b"", b"/\xff", b"/a b", b'/"'),
     *(b"/a HTTP/1.1", b"/{}|", b"/\t", b"/\r\nX: y"),
 ]
-VERSIONS = [b"HTTP/1.0\r\n", b"HTTP/1.1\n", b"HTTP/1.2\r\n", b"http/1.1\r\n", b"\r\n"]
+VERSIONS = [
+    b"RTSP/1.1\r\n",
+    b"HTTP/1.0\r\n",
+    b"HTTP/1.1\n",
+    b"HTTP/1.2\r\n",
+    b"http/1.1\r\n",
+    b"\r\n",
+]
 
 
 @st.composite
@@ -182,17 +189,44 @@ class Known(SynchronousTestCase):
         self.assertEqual(self.known.found, 0)
 
     def test_they_are_bounded(self) -> None:
+        """When there are as many as may be, the oldest goes for one in some that are new."""
         self.patch(known_heads, "MAX_KNOWN", 3)
-        for n in range(10):
-            self.connection.feed(b"GET / HTTP/1.1\r\nHost: h%d\r\n\r\n" % n)
+        self.patch(known_heads, "ONE_IN", 4)
+        get = b"GET / HTTP/1.1\r\nHost: h%d\r\n\r\n"
+        for n in range(12):
+            self.connection.feed(get % n)
             self.assertLessEqual(len(self.known._heads), 3)
-        self.connection.feed(b"GET / HTTP/1.1\r\nHost: h9\r\n\r\n")
-        self.assertEqual(self.known.found, 1)
+        # Not 3, 4 and 5, but 6; not 7, 8 and 9, but 10.
+        for known, n in enumerate((2, 6, 10), 1):
+            self.connection.feed(get % n)
+            self.assertEqual(self.known.found, known)
+        for n in (0, 1, 11):
+            self.connection.feed(get % n)
+        self.assertEqual(self.known.found, 3)
+
+    def test_a_long_one(self) -> None:
         long = b"x" * known_heads.MAX_KNOWN_BYTES
         for _ in range(2):
             self.connection.feed(b"GET / HTTP/1.1\r\nHost: h\r\nX: %b\r\n\r\n" % long)
-        self.assertEqual(self.known.found, 1)
-        self.assertEqual(len(self.connection.requests), 13)
+        self.assertEqual(self.known.found, 0)
+        self.assertEqual(len(self.connection.requests), 2)
+
+    def test_body_that_is_a_head_is_not_known(self) -> None:
+        """
+        Not even behind a first line of RTSP, which the parser reads as one of HTTP:
+        what somebody else sends would be cut elsewhere, and their bodies carried out.
+        """
+        head = b" HTTP/1.1\r\nHost: h\r\nX:\r\n\r\n"
+        for protocol in (b"RTSP", b"HTTP"):
+            attack = b"POST /large %b/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+            attacker = Connection(self.known).feed(attack % (protocol, len(head)) + head)
+            self.assertEqual([r[4] for r in attacker.requests], [head])
+        other = Connection(self.known).feed(b"POST /1" + head + b"POST /2" + head)
+        self.assertEqual(
+            [r[2:] for r in other.requests],
+            [(target, ((b"host", b"h"), (b"x", b"")), b"") for target in (b"/1", b"/2")],
+        )
+        self.assertEqual(self.known.found, 0)
 
     def test_what_a_request_is_refused_for_is_not_known(self) -> None:
         refused = b"GET / HTTP/1.1\r\n\r\n"
@@ -211,9 +245,10 @@ class Known(SynchronousTestCase):
             (b" HTTP/1.1\r\nHost: h\r\nX:\r\n y\r\n\r\n", False),
             (b" HTTP/1.1\r\nHost: h\r\n\r\nX: y\r\n\r\n", False),
             (b" HTTP/1.1\nHost: h\r\nX: HTTP/1.1\r\n\r\n", False),
+            (b" RTSP/1.1\r\nHost: h\r\n\r\n HTTP/1.1\r\nX: y\r\n\r\n", False),
         ):
             known = KnownHeads()
-            known.learn(b"GET /" + rest, b"GET", fields, (b"host",), 0)
+            known.learn(b"GET /" + rest, b"GET", b"/", fields, (b"host",), 0)
             self.assertEqual(known.find(b"GET /a" + rest, 0) is not None, is_known)
 
     def test_nothing_is_held_of_what_was_read(self) -> None:

@@ -10,6 +10,7 @@ from raftd.test.defects.leases import LEASES
 from raftd.test.defects.members import MEMBERS
 from raftd.test.defects.reads import READING
 from raftd.test.defects.replication import REPLICATION
+from raftd.test.defects.requests import REQUESTS
 from raftd.test.defects.snapshots import SNAPSHOTS
 from raftd.test.defects.store import STORES
 from raftd.test.defects.timing import TIMING
@@ -20,6 +21,7 @@ ALL = tuple(
         (
             *ELECTIONS,
             *REPLICATION,
+            *REQUESTS,
             *READING,
             *CLIENTS,
             *MEMBERS,
