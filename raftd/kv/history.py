@@ -130,6 +130,7 @@ class History:
         "_base",
         "_full",
         "_full_replaced",
+        "_full_singly",
         "_open",
         "_open_replaced",
         "forgotten",
@@ -141,6 +142,8 @@ class History:
         self._base = (forgotten + 1) >> _CHUNK_BITS
         self._full: list[tuple[Change, ...]] = []
         self._full_replaced: list[tuple[Replaced, ...]] = []
+        #: Whether each revision of a full chunk changed a single key.
+        self._full_singly: list[bool] = []
         self._open: list[Change] = [_NOTHING] * ((forgotten + 1) & _WITHIN)
         self._open_replaced: list[Replaced] = [None] * len(self._open)
 
@@ -152,6 +155,7 @@ class History:
         if len(self._open) == CHUNK_REVISIONS:
             self._full.append(tuple(self._open))
             self._full_replaced.append(tuple(self._open_replaced))
+            self._full_singly.append(set(map(type, self._open)) == {KeyValue})
             # New lists: a walk may hold the old one.
             self._open, self._open_replaced = [], []
 
@@ -161,6 +165,26 @@ class History:
         if chunk < len(self._full):
             return self._full[chunk][revision & _WITHIN]
         return self._open[revision & _WITHIN]
+
+    def portion_end(self, after: int, max_changes: int) -> int:
+        """
+        The last revision up to which those behind `after` changed `max_changes` keys
+        at most, or the next one, however many it changed; from `forgotten` on.
+
+        Chunks of single keys are not looked into: what is old is far away in memory.
+        """
+        end, left = after, max_changes
+        while end < self.last and left > 0:
+            chunk, within = divmod(end + 1, CHUNK_REVISIONS)
+            chunk -= self._base
+            if chunk < len(self._full) and self._full_singly[chunk]:
+                changes = revisions = min(left, CHUNK_REVISIONS - within)
+            else:
+                changes, revisions = _changes_of(self.at(end + 1)), 1
+            left -= changes
+            if left >= 0:
+                end += revisions
+        return max(end, after + 1)
 
     def replaced_of(self, key: bytes, revision: int) -> KeyValue | None:
         """
@@ -190,7 +214,7 @@ class History:
         if self._full:
             changes, replaced = self._full[0], self._full_replaced[0]
             if end == CHUNK_REVISIONS:
-                del self._full[0], self._full_replaced[0]
+                del self._full[0], self._full_replaced[0], self._full_singly[0]
                 self._base += 1
             else:
                 self._full[0] = (_NOTHING,) * end + changes[end:]
@@ -242,6 +266,11 @@ def _walk(
 def parts_of(change: Change) -> tuple[tuple[KeyValue, ...], ...]:
     """The versions of a change, in order, in parts of `PART_RECORDS`."""
     return ((change,),) if isinstance(change, KeyValue) else change
+
+
+def _changes_of(change: Change) -> int:
+    """How many keys a revision changed."""
+    return 1 if isinstance(change, KeyValue) else sum(map(len, change))
 
 
 def _shard_of(key: bytes, shards: tuple[dict[bytes, KeyValue], ...]) -> dict[bytes, KeyValue]:

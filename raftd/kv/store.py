@@ -178,20 +178,8 @@ class Store:
         compacted one, have changed `max_keys` keys at most; one more than
         `after` at least.
         """
-        end = max(after, self.compacted_revision, FIRST_REVISION) + 1
-        keys = 0
-        while end < self.revision:
-            # Of those up to `end`, and then of the next.
-            keys = keys or self._changes_of(end)
-            keys += self._changes_of(end + 1)
-            if keys > max_keys:
-                break
-            end += 1
-        return end
-
-    def _changes_of(self, revision: int) -> int:
-        change = self._versions.history.at(revision)
-        return 1 if isinstance(change, KeyValue) else sum(map(len, change))
+        begin = max(after, self.compacted_revision, FIRST_REVISION)
+        return self._versions.history.portion_end(begin, max_keys)
 
     def __len__(self) -> int:
         """How many keys there are."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: How long one slice may take, in seconds, but for its last container, which
-#: has some thousand keys at most.
+#: How long one slice may take, in seconds, but for its last container: a
+#: dictionary with a 256th of all keys, most often.
 SLICE_S = 0.001
 #: Between two slices: nobody waits for this, and others have most of the time.
 PAUSE_S = 0.002
@@ -45,6 +45,10 @@ class Sweeper:
         containers, self._call = self._containers, None
         until = self._clock.seconds() + SLICE_S
         while containers and self._clock.seconds() < until:
-            containers.pop()
+            container = containers.pop()
+            if isinstance(container, list | tuple):
+                # What is within one may be large, as what a revision changed.
+                containers += [part for part in container if isinstance(part, tuple | dict)]
+            del container
         if containers:
             self._call = self._clock.callLater(PAUSE_S, self._go_on)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from itertools import chain
 
 from raftd.kv.history import Change, Draft, History, Replaced
 from raftd.kv.keys import SortedKeys
@@ -250,14 +251,13 @@ class Versions:
             # A chain that is cut is not there any more for those who are told to keep
             # what was: so they are told of all that goes first.
             for replaced in history.oldest_replaced(revision):
+                done += 1
                 if isinstance(replaced, KeyValue):
                     self._discount(replaced, revision, keep)
-                    done += 1
                 elif replaced is not None:
-                    for shard in replaced:
-                        for record in shard.values():
-                            self._discount(record, revision, keep)
-                        done += len(shard)
+                    for record in chain.from_iterable(map(dict.values, replaced)):
+                        self._discount(record, revision, keep)
+                        done += 1
                         if done >= STEP_KEYS:
                             done = 0
                             yield
@@ -324,6 +324,10 @@ def _let_go(changes: list[Change], replaced: list[Replaced]) -> Generator[None, 
         shards = replaced.pop()
         if isinstance(shards, tuple):
             for shard in shards:
+                while len(shard) > STEP_KEYS:
+                    for _ in range(STEP_KEYS):
+                        shard.popitem()
+                    yield
                 done += len(shard)
                 shard.clear()
                 if done >= STEP_KEYS:

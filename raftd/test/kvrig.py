@@ -105,6 +105,19 @@ def _order_of_changes(inside: versions.Versions) -> Callable[[KeyValue], int]:
     return lambda record: order[id(record)]
 
 
+def _check_portions(store: Store) -> None:
+    """Portions of compactions have as many keys as they may, and no more."""
+    begin = max(store.compacted_revision, FIRST_REVISION)
+    keys_of = [len(store.changed_keys(r)) for r in range(begin + 1, store.revision + 1)]
+    assert all(keys_of)
+    for most in (1, 2, 5, 9):
+        for after in range(begin, min(begin + 9, store.revision)):
+            end = store.portion_end(most, after)
+            changed = sum(keys_of[after - begin : end - begin])
+            assert changed <= most or end == after + 1
+            assert end == store.revision or changed + keys_of[end - begin] > most
+
+
 def check_invariants(store: Store) -> None:
     """What the classes say of themselves, between two operations."""
     inside = store._versions
@@ -148,3 +161,4 @@ def check_invariants(store: Store) -> None:
     for id in inside.leases._keys:
         assert inside.leases.keys(id, b"", 1 << 30) == sorted(attached.pop(id))
     assert not attached
+    _check_portions(store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -312,6 +313,28 @@ class Steps(SynchronousTestCase):
         self.check(DeleteRange(b"\0", b"\0"))
         self.assertEqual(len(self.store), 0)
         self.check(Compact(self.store.revision))
+
+    def test_53_the_compaction_of_keys_that_were_new(self) -> None:
+        """It replaced nothing, and there are as many revisions."""
+        self.check(Compact(self.store.revision))
+
+    def test_53_the_compaction_of_one_large_revision(self) -> None:
+        """However its keys are spread."""
+        apply(self.store, DeleteRange(b"\0", b"\0"))
+        apply(self.store, Compact(self.store.revision - 1))
+        self.patch(versions, "STEP_KEYS", 16)
+        self.MOST = 20
+        self.check(Compact(self.store.revision))
+
+    def test_53_large_dictionaries_are_let_go_of_in_steps(self) -> None:
+        self.patch(versions, "STEP_KEYS", 16)
+        record = KeyValue(b"key", b"value", 2, 2, 1)
+        shards = tuple({b"%d" % n: record for n in range(size)} for size in (100, 3, 0, 40))
+        left = [143]
+        for _ in versions._let_go([], [None, shards, record]):
+            left.append(sum(map(len, shards)))
+        self.assertLessEqual(max(a - b for a, b in pairwise(left)), 32)
+        self.assertEqual(sum(map(len, shards)), 0)
 
     def test_53_a_large_revoke(self) -> None:
         self.check(RevokeLease(1))

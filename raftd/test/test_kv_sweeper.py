@@ -46,6 +46,18 @@ class SweeperTests(SynchronousTestCase):
             self.clock.advance(PAUSE_S)
         self.assertEqual(left, [10, 7, 4, 1])
 
+    def test_parts_of_one_that_is_large_have_their_own_turns(self) -> None:
+        """As those of a revision that changed many keys, in a chunk of revisions."""
+        parts = tuple((Slow(self.clock),) for _ in range(5))
+        shards = tuple({b"key": Slow(self.clock)} for _ in range(5))
+        self.sweeper.take([(None, parts), [shards]])
+        del parts, shards
+        slices = 0
+        while self.clock.getDelayedCalls():
+            self.clock.advance(PAUSE_S)
+            slices += 1
+        self.assertEqual(slices, 4)
+
     def test_more_comes_meanwhile(self) -> None:
         for _ in range(2):
             self.sweeper.take([Slow(self.clock) for _ in range(4)])

@@ -57,6 +57,22 @@ TIMING = (
     ),
     Defect(
         53,
+        "portion-of-any-size",
+        "What an entry compacts is counted in revisions, however many keys these changed.",
+        "kv/history.py",
+        "set(map(type, self._open)) == {KeyValue}",
+        "True",
+    ),
+    Defect(
+        53,
+        "new-keys-compacted-in-one-step",
+        "A compaction counts only what was replaced.",
+        "kv/versions.py",
+        "                done += 1\n                if isinstance(replaced",
+        "                if isinstance(replaced",
+    ),
+    Defect(
+        53,
         "compacted-in-one-step",
         "A compaction looks at all that it removes in one step.",
         "kv/versions.py",
