@@ -220,7 +220,15 @@ class BurstConnection(Connection):
         sees to it.  Raises nothing.
         """
         try:
-            if events != select.EPOLLIN or self.doRead() is not None:
+            try:
+                data = self.socket.recv(self.bufferSize) if events == select.EPOLLIN else b""
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self.protocol.dataReceived(data)
+            else:
                 self.stopReading()
                 self._is_plain = False
                 self.startReading()

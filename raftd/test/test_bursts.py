@@ -186,6 +186,21 @@ class ReadingTests(Connected):
         self.assertEqual(good.protocol.received, b"arrives")
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
+    def test_what_a_protocol_raises_is_not_taken_for_what_its_socket_says(self) -> None:
+        """A socket that has nothing more, or is broken, raises the same."""
+        for kind in (BlockingIOError, ConnectionResetError):
+            server, there = self.connect()
+            protocol = server.protocol
+
+            def refuse(kind: type[OSError] = kind) -> None:
+                raise kind("what the protocol was at has failed")
+
+            protocol.on_data = refuse
+            there.send(b"x")
+            self.poll()
+            self.assertEqual(protocol.lost, kind.__name__)
+            self.assertEqual(len(self.flushLoggedErrors(kind)), 1)
+
     def test_one_may_close_another_that_has_sent_something(self) -> None:
         """Whichever comes first, the other is not read any more."""
         connections = [self.connect() for _ in range(2)]
