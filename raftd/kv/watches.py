@@ -239,7 +239,8 @@ class WatchHub:
     """
     All watches of one store; `len` says how many.
 
-    It takes the store's `on_change` for itself.  `clock` is the reactor.
+    It takes the store's `on_change` for itself, while there are any: it is called
+    for each change.  `clock` is the reactor.
 
     Invariant: an idle watch has seen, or its group was not touched by, every
     revision up to `walked`, and the first `_position` keys of the next.
@@ -260,7 +261,7 @@ class WatchHub:
         self._call: Any = None
         self._kept: OrderedDict[tuple[_Group, _Place], _Step] = OrderedDict()
         self._kept_bytes = 0
-        store.on_change = self._on_change
+        self._is_closed = False
 
     def __len__(self) -> int:
         return self._count
@@ -277,6 +278,8 @@ class WatchHub:
         self._check_there(place.revision)
         if not self._count:
             self.walked, self._position = store.revision, 0
+            if not self._is_closed:
+                store.on_change = self._schedule
         group = self._groups.get(selection)
         if group is None:
             group = self._groups[selection] = _Group(selection)
@@ -287,6 +290,7 @@ class WatchHub:
 
     def close(self) -> None:
         """Call nobody any more."""
+        self._is_closed = True
         self._store.on_change = None
         if self._call is not None:
             self._call.cancel()
@@ -327,6 +331,8 @@ class WatchHub:
         group.idle.pop(watch, None)
         group.watches -= 1
         self._count -= 1
+        if not self._count:
+            self._store.on_change = None
         if not group.watches:
             del self._groups[group.selection]
             self._index.remove(group)
@@ -381,12 +387,8 @@ class WatchHub:
 
     # -- waking --------------------------------------------------------------------
 
-    def _on_change(self) -> None:
-        """The store has changed; cheap, for it is called while applying."""
-        if self._count:
-            self._schedule()
-
     def _schedule(self) -> None:
+        """Deliver soon; cheap, for it is called while the store is changing."""
         if self._call is None:
             self._call = self._clock.callLater(0, self._deliver)
 

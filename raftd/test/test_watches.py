@@ -405,6 +405,22 @@ class Calls(WatchCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.store.write((b"a", b"x"))
         self.assertEqual(reader.calls, 0)
+        # The last one ends, and another comes too late.
+        self.close(reader)
+        self.watch()
+        self.store.write((b"a", b"x"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_store_tells_of_its_changes_while_there_are_watches(self) -> None:
+        self.assertIsNone(self.store.on_change)
+        for _ in range(2):
+            readers = [self.watch() for _ in range(2)]
+            self.close(readers[0])
+            self.store.write((b"a", b"x"))
+            self.turns()
+            self.assertEqual(len(readers[1].pieces), 1)
+            self.close(readers[1])
+            self.assertIsNone(self.store.on_change)
 
     def test_a_thousand_watches_of_a_key_cost_one_walk(self) -> None:
         """And are given the same object, so that it is encoded once."""
