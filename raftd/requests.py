@@ -13,6 +13,8 @@ from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+import msgspec
+
 from raftd.errors import OutcomeUnknown, Overloaded, RaftdError
 from raftd.interfaces import Done
 
@@ -35,21 +37,18 @@ class State(enum.Enum):
     ANSWERED = enum.auto()
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """
     One command, or one read (which has no data).
 
     `forwarded`: it came from another member, and is not forwarded again.
     """
 
-    __slots__ = ("data", "deadline", "done", "forwarded", "state")
-
-    def __init__(self, data: bytes, done: Done[Any], deadline: float, forwarded: bool) -> None:
-        self.data = data
-        self.done = done
-        self.deadline = deadline
-        self.forwarded = forwarded
-        self.state = State.QUEUED
+    data: bytes
+    done: Done[Any]
+    deadline: float
+    forwarded: bool
+    state: State = State.QUEUED
 
 
 class Requests:

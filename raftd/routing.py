@@ -436,10 +436,11 @@ def _take_batch(queue: deque[Request], now: float) -> list[Request]:
     size = 0
     while queue and len(batch) < MAX_BATCH_COMMANDS:
         request = queue[0]
-        if batch and size + len(request.data) > MAX_BATCH_BYTES:
+        data_bytes = len(request.data)
+        if batch and size + data_bytes > MAX_BATCH_BYTES:
             break
         queue.popleft()
         if request.state is State.QUEUED and request.deadline > now:
             batch.append(request)
-            size += len(request.data)
+            size += data_bytes
     return batch

@@ -12,7 +12,7 @@ a format: fields may be added at the end, with a default, and never moved
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -225,13 +225,14 @@ Message = Request | Response
 # -- encoding ----------------------------------------------------------------
 
 _encode = msgspec.msgpack.Encoder().encode
+
+#: Entries as one MessagePack array: what the log and AppendEntries hold.
+encode_entries: Callable[[Sequence[Entry]], bytes] = _encode
+#: The data of an entry of kind `COMMAND`.
+encode_command: Callable[[Command], bytes] = _encode
+
 _decode_entries = msgspec.msgpack.Decoder(tuple[Entry, ...]).decode
 _decode_command = msgspec.msgpack.Decoder(Command).decode
-
-
-def encode_entries(entries: Sequence[Entry]) -> bytes:
-    """`entries` as one MessagePack array: what the log and AppendEntries hold."""
-    return _encode(entries)
 
 
 def decode_entries(data: bytes) -> tuple[Entry, ...]:
@@ -240,11 +241,6 @@ def decode_entries(data: bytes) -> tuple[Entry, ...]:
         return _decode_entries(data)
     except (msgspec.MsgspecError, RecursionError) as e:
         raise ProtocolViolation(f"not a list of log entries: {e}") from None
-
-
-def encode_command(command: Command) -> bytes:
-    """The data of an entry of kind `COMMAND`."""
-    return _encode(command)
 
 
 def decode_command(data: bytes) -> Command:

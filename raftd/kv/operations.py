@@ -24,6 +24,7 @@ in the log.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -235,13 +236,10 @@ Operation = (
     | ExpireLease
 )
 
-_encode = msgspec.msgpack.Encoder().encode
+#: What `Command.operation` holds.
+encode_operation: Callable[[Operation], bytes] = msgspec.msgpack.Encoder().encode
+
 _decode_operation = msgspec.msgpack.Decoder(Operation).decode
-
-
-def encode_operation(operation: Operation) -> bytes:
-    """What `Command.operation` holds."""
-    return _encode(operation)
 
 
 def decode_operation(data: bytes) -> Operation | Refusal:

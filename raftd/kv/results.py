@@ -8,6 +8,8 @@ to another kind all the same, for nodes of two versions may run together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from raftd.errors import ProtocolViolation, RaftdError
@@ -104,14 +106,11 @@ StepResult = PutResult | DeleteResult | TransactionResult | LeaseResult | RangeR
 
 Result = StepResult | CompactResult | RevokeResult | NoResult
 
-_encode = msgspec.msgpack.Encoder().encode
+#: What `Store.apply` returns.
+encode_result: Callable[[Result | Refusal], bytes] = msgspec.msgpack.Encoder().encode
+
 _decode_result = msgspec.msgpack.Decoder(Result).decode
 _decode_refusal = msgspec.msgpack.Decoder(Refusal).decode
-
-
-def encode_result(result: Result | Refusal) -> bytes:
-    """What `Store.apply` returns."""
-    return _encode(result)
 
 
 #: Refusals that may come to something if the same is asked again later.

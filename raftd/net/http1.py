@@ -178,7 +178,8 @@ class HTTPConnection(Protocol):
         body: bytes,
     ) -> None:
         name = _METHODS.get(method) or method.decode("ascii")
-        self._queue.append(Request(self, connection_field, name, target, headers, body))
+        path, _, query = target.partition(b"?")
+        self._queue.append(Request(self, connection_field, name, path, query, headers, body))
 
     def _refuse(self, refused: Refused) -> None:
         """Parse nothing more; tell the client why when its turn comes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol as Shape
 
+import msgspec
 from zope.interface import implementer
 
 from raftd.interfaces import IBodySink, IBodySource, IRequest
@@ -34,38 +35,19 @@ class Connection(Way, Shape):
 
 
 @implementer(IRequest)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """A complete request (`IRequest`)."""
 
-    __slots__ = (
-        "_connection",
-        "_connection_field",
-        "answer",
-        "body",
-        "headers",
-        "method",
-        "path",
-        "query",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        connection_field: bytes,
-        method: str,
-        target: bytes,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-    ) -> None:
-        self._connection: Connection | None = connection
-        self._connection_field = connection_field
-        #: The whole response, while it waits for those before it; or a body
-        #: under way.
-        self.answer: bytes | BodySink | None = None
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.headers = headers
-        self.body = body
+    _connection: Connection | None
+    #: Its Connection field for the answer, empty for HTTP/1.1 and only for that.
+    _connection_field: bytes
+    method: str
+    path: bytes
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    #: The whole response, while it waits for those before it; or a body under way.
+    answer: bytes | BodySink | None = None
 
     def respond(
         self,

@@ -33,8 +33,8 @@ MARGINS = {
 
 LIMITS = {
     "write, 1 client": Work(
-        calls_asked=941.7,
-        calls_others=943.5,
+        calls_asked=925.5,
+        calls_others=931.6,
         hops=5.15,
         turns=9.476,
         events=5.974,
@@ -49,8 +49,8 @@ LIMITS = {
         blocks_kept=21.82,
     ),
     "write, 16 clients": Work(
-        calls_asked=207.9,
-        calls_others=120.6,
+        calls_asked=197.6,
+        calls_others=115.7,
         hops=5.15,
         turns=0.6116,
         events=0.3863,
@@ -65,8 +65,8 @@ LIMITS = {
         blocks_kept=20.49,
     ),
     "write, 64 clients": Work(
-        calls_asked=170,
-        calls_others=78.39,
+        calls_asked=160,
+        calls_others=73.87,
         hops=5.15,
         turns=0.1529,
         events=0.09657,
@@ -81,8 +81,8 @@ LIMITS = {
         blocks_kept=20.38,
     ),
     "write through a follower, 1 client": Work(
-        calls_asked=871.2,
-        calls_others=1407,
+        calls_asked=856.5,
+        calls_others=1388,
         hops=7.21,
         turns=11.54,
         events=8.034,
@@ -97,8 +97,8 @@ LIMITS = {
         blocks_kept=21.88,
     ),
     "write through a follower, 64 clients": Work(
-        calls_asked=169.7,
-        calls_others=122.7,
+        calls_asked=159.7,
+        calls_others=115.9,
         hops=7.21,
         turns=0.1851,
         events=0.1288,
@@ -113,8 +113,8 @@ LIMITS = {
         blocks_kept=20.39,
     ),
     "linearizable read, 1 client": Work(
-        calls_asked=663.3,
-        calls_others=384.4,
+        calls_asked=654.5,
+        calls_others=380,
         hops=4.12,
         turns=5.15,
         events=5.15,
@@ -129,8 +129,8 @@ LIMITS = {
         blocks_kept=0.643,
     ),
     "linearizable read, 64 clients": Work(
-        calls_asked=106.8,
-        calls_others=6.499,
+        calls_asked=102.3,
+        calls_others=6.43,
         hops=4.12,
         turns=0.08047,
         events=0.08047,
@@ -145,8 +145,8 @@ LIMITS = {
         blocks_kept=0.5215,
     ),
     "linearizable read at a follower, 64 clients": Work(
-        calls_asked=104.9,
-        calls_others=13.24,
+        calls_asked=100.5,
+        calls_others=13.1,
         hops=6.18,
         turns=0.1127,
         events=0.1127,
@@ -161,7 +161,7 @@ LIMITS = {
         blocks_kept=0.5215,
     ),
     "local read, 64 clients": Work(
-        calls_asked=106.3,
+        calls_asked=103,
         calls_others=0.775,
         hops=2.06,
         turns=0.0161,
