@@ -8,6 +8,7 @@ State Machine Safety) is checked by whoever sees several nodes.
 from __future__ import annotations
 
 from raftd.core.log import Log
+from raftd.core.messages import Entry
 from raftd.core.progress import MAX_APPENDS_IN_FLIGHT, Progress, ProgressState
 from raftd.core.raft import Raft, Role
 from raftd.errors import InvariantViolated
@@ -23,11 +24,13 @@ class Checker:
         self._commit_index = raft.commit_index
         self._leader_last: tuple[int, int, int] | None = None
         self._matches: dict[int, int] = {}
+        #: The log that was looked at last, as (base_index, base_term, entries).
+        self._log: tuple[int, int, list[Entry]] | None = None
 
     def check(self) -> None:
         """`InvariantViolated` names the rule that does not hold."""
         raft = self._raft
-        _check_log(raft.log)
+        self._check_log(raft.log)
         _require(raft.term >= self._term, "term never decreases")
         if raft.term == self._term and self._voted_for:
             _require(raft.hard_state.voted_for == self._voted_for, "one vote in a term")
@@ -43,6 +46,22 @@ class Checker:
         self._check_leadership()
         self._term, self._voted_for = raft.term, raft.hard_state.voted_for
         self._commit_index = raft.commit_index
+
+    def _check_log(self, log: Log) -> None:
+        _require(
+            log.base_index <= log.persisted_index <= log.written_index <= log.last_index,
+            "base <= persisted <= written <= last",
+        )
+        # Beyond the last one, if there is more.
+        entries = log.entries(log.first_index, log.last_index + 1)
+        seen = log.base_index, log.base_term, entries
+        if seen != self._log:  # most steps leave the log as it is
+            self._log = seen
+            _check_entries(*seen)
+        _require(
+            log.last_index == log.base_index + len(entries),
+            "last_index is that of the last entry",
+        )
 
     def _check_leadership(self) -> None:
         raft, leadership = self._raft, self._raft.leadership
@@ -66,20 +85,13 @@ class Checker:
         self._matches = matches
 
 
-def _check_log(log: Log) -> None:
-    _require(
-        log.base_index <= log.persisted_index <= log.written_index <= log.last_index,
-        "base <= persisted <= written <= last",
-    )
-    index, term, time_ms = log.base_index, log.base_term, 0
-    for entry in log.entries(
-        log.first_index, log.last_index + 1
-    ):  # beyond it, if there is more
+def _check_entries(base_index: int, base_term: int, entries: list[Entry]) -> None:
+    index, term, time_ms = base_index, base_term, 0
+    for entry in entries:
         _require(entry.index == index + 1, "entries follow one another")
         _require(entry.term >= term, "terms never decrease along the log")
         _require(entry.time_ms >= time_ms, "time never goes back along the log")
         index, term, time_ms = entry.index, entry.term, entry.time_ms
-    _require(index == log.last_index, "last_index is that of the last entry")
 
 
 def _check_progress(progress: Progress, raft: Raft) -> None:
