@@ -159,7 +159,7 @@ def _global_options(parser: argparse.ArgumentParser, with_defaults: bool) -> Non
         metavar="SECONDS",
         type=timeout,
         default=default(TIMEOUT_S),
-        help="how long a request may take in all, with all tries",
+        help=f"how long a request may take in all, with all tries; {TIMEOUT_S:g} if not given",
     )
 
 
@@ -260,7 +260,8 @@ def _keys(commands: Any) -> None:
         "del",
         "keys.delete",
         "delete a key, or all keys with a prefix in one revision",
-        "A key that is not there is exit status 1; so many keys as a prefix has, 0.",
+        "The exit status is 1 if there is no such key; with --prefix it is 0, "
+        "however many keys there were.",
     )
     delete.add_argument("key", metavar="KEY", nargs="?")
     delete.add_argument("--prefix", metavar="P", help="all keys that begin so; '' is all")
@@ -405,7 +406,8 @@ def _holding(commands: Any) -> None:
             metavar="SECONDS",
             type=seconds,
             default=LOCK_TTL_S,
-            help="how long a holder that cannot be reached may go on",
+            help="how long a holder that cannot be reached may go on; "
+            f"{LOCK_TTL_S:g} if not given",
         )
         parser.add_argument(
             "--delay",
