@@ -36,8 +36,6 @@ def node_status(
 
 
 def _role(raft: Raft) -> str:
-    if raft.role is Role.PRE_CANDIDATE:
-        return "candidate"
     if raft.role is Role.FOLLOWER and not raft.configuration.is_voter(raft.member_id):
         return "learner"
     return str(raft.role.value)

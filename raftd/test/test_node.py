@@ -45,6 +45,9 @@ class LeaderTests(ClusterTestCase):
         pending = self.propose(cluster, leader, b"pending")
         cluster.advance(ELECTION_S + HEARTBEAT_S)
         self.assertNotEqual(cluster.nodes[leader].status().role, "leader")
+        cluster.advance_until(
+            lambda: cluster.nodes[leader].status().role == "pre-candidate", ELECTION_S * 3
+        )
         self.assertFalse(pending.given, "it is still possible that it happens")
 
         late = self.propose(cluster, leader, b"late")
