@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raftd.errors import NoLeader as NoLeader
     from raftd.errors import NoQuorum as NoQuorum
     from raftd.errors import NotLeader as NotLeader
+    from raftd.errors import NotRunning as NotRunning
     from raftd.errors import OutcomeUnknown as OutcomeUnknown
     from raftd.errors import Overloaded as Overloaded
     from raftd.errors import RaftdError as RaftdError
@@ -70,8 +71,8 @@ _NAMES = {
     "core.messages": "Command Member",
     "errors": (
         "BadAnswer ChangeRefused DidNotHappen Fatal JoinFailed NoLeader NoQuorum NotLeader "
-        "OutcomeUnknown Overloaded RaftdError Removed SessionClosed SessionExpired Stopped "
-        "TooStale TransferFailed"
+        "NotRunning OutcomeUnknown Overloaded RaftdError Removed SessionClosed "
+        "SessionExpired Stopped TooStale TransferFailed"
     ),
     "events": (
         "Committed Event LeaderChanged MembershipChanged Observer SnapshotRestored "

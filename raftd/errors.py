@@ -86,6 +86,12 @@ class Stopped(DidNotHappen):
     code = "stopped"
 
 
+class NotRunning(DidNotHappen):
+    """The program has not started this node yet, or the start is not finished."""
+
+    code = "not_running"
+
+
 class OutcomeUnknown(RaftdError):
     """
     The request may have happened, may still happen, or may never happen.

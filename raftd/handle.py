@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 
 from raftd.core.membership import Change, Configuration
 from raftd.core.messages import Command, MemberId, encode_command
-from raftd.errors import NotReady, RaftdError
+from raftd.errors import NotRunning, RaftdError
 from raftd.events import Observer
 from raftd.interfaces import Done, NodeStatus
 from raftd.node import Node
@@ -23,7 +23,8 @@ class Handle:
 
     Every Deferred fires within the request timeout.  It fails with a
     `DidNotHappen` if nothing was changed, so that asking again is safe; with
-    `OutcomeUnknown`, for what changes something, if nobody can say.
+    `OutcomeUnknown`, for what changes something, if nobody can say.  Until there
+    is a node that is `NotRunning`, which `observe` and `status` raise.
     """
 
     def __init__(self, node: Node | None = None) -> None:
@@ -32,9 +33,9 @@ class Handle:
 
     @property
     def node(self) -> Node:
-        """The node; `NotReady` until it runs."""
+        """The node; `NotRunning` until it runs."""
         if self._node is None:
-            raise NotReady("The node is not running yet.")
+            raise NotRunning("The node is not running yet.")
         return self._node
 
     @property
@@ -58,7 +59,7 @@ class Handle:
     def propose(self, operation: bytes) -> Deferred[bytes]:
         """Replicate `operation` and apply it; what the state machine answered."""
         data = encode_command(Command(operation))
-        return _deferred(lambda done: self.node.propose(data, done))
+        return self._ask(lambda node, done: node.propose(data, done))
 
     def read(self) -> Deferred[None]:
         """
@@ -66,7 +67,7 @@ class Handle:
         acknowledged anywhere before the call: what is read from it then, at
         once, is linearizable (thesis 6.4).
         """
-        return _deferred(self.node.read)
+        return self._ask(lambda node, done: node.read(done))
 
     def read_recent(self, max_staleness_s: float) -> Deferred[None]:
         """
@@ -74,7 +75,7 @@ class Handle:
         seconds may be missing; often fires at once.  `TooStale` if this node's
         state is older than that, and cannot be confirmed.
         """
-        return _deferred(lambda done: self.node.read_recent(max_staleness_s, done))
+        return self._ask(lambda node, done: node.read_recent(max_staleness_s, done))
 
     def ask_leader(self, question: bytes) -> Deferred[bytes]:
         """
@@ -82,7 +83,7 @@ class Handle:
         wherever it is; asked again while there is no leader, so a question
         must change nothing that may not be changed twice.
         """
-        return _deferred(lambda done: self.node.ask_leader(question, done))
+        return self._ask(lambda node, done: node.ask_leader(question, done))
 
     def change_membership(
         self, changes: Sequence[Change], *, force: bool = False
@@ -93,11 +94,11 @@ class Handle:
         `ChangeRefused`, or a subclass that says why.  With `force` they are
         made even if too few of the voters that there would be answer now.
         """
-        return self.node.change_membership(changes, force)
+        return maybeDeferred(lambda: self.node.change_membership(changes, force))
 
     def transfer(self, successor: MemberId | None = None) -> Deferred[None]:
         """Let another voter lead, by default the one best prepared (thesis 3.10)."""
-        return self.node.transfer(successor)
+        return maybeDeferred(lambda: self.node.transfer(successor))
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Call `observer` with every `raftd.events.Event`; what is returned ends it."""
@@ -107,16 +108,19 @@ class Handle:
         """What the node knows of itself and its cluster right now."""
         return self.node.status()
 
+    def _ask(self, ask: Callable[[Node, Done[T]], None]) -> Deferred[T]:
+        """A Deferred in the place of a `done`."""
+        answered: Deferred[T] = Deferred()
 
-def _deferred(ask: Callable[[Done[T]], None]) -> Deferred[T]:
-    """A Deferred in the place of a `done`."""
-    answered: Deferred[T] = Deferred()
+        def done(outcome: T | RaftdError) -> None:
+            if isinstance(outcome, RaftdError):
+                answered.errback(outcome)
+            else:
+                answered.callback(outcome)
 
-    def done(outcome: T | RaftdError) -> None:
-        if isinstance(outcome, RaftdError):
-            answered.errback(outcome)
-        else:
-            answered.callback(outcome)
-
-    ask(done)
-    return answered
+        try:
+            node = self.node
+        except NotRunning as e:
+            return fail(e)
+        ask(node, done)
+        return answered

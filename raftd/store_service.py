@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from raftd.errors import BadAnswer, NotReady, RaftdError
+from raftd.errors import BadAnswer, NotRunning, RaftdError
 from raftd.idempotency import Idempotency
 from raftd.kv.backup import restore_backup
 from raftd.kv.checker import INTERVAL_S, Checker
@@ -63,9 +63,9 @@ class StoreService:
 
     @property
     def database(self) -> Database:
-        """The database; `NotReady` until the node runs."""
+        """The database; `NotRunning` until the node runs."""
         if self._running is None:
-            raise NotReady("The node is not running yet.")
+            raise NotRunning("The node is not running yet.")
         return self._running.database
 
     def restore(self, path: str, ahead: int = 0) -> None:

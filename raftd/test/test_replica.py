@@ -36,7 +36,7 @@ from raftd import (
     ReplicaOptions,
     Stopped,
 )
-from raftd.errors import DirectoryInUse, NotReady
+from raftd.errors import DirectoryInUse, NotRunning
 from raftd.listening import close, listen
 from raftd.test.drivers import Journal
 from raftd.test.processes import free_ports
@@ -210,7 +210,9 @@ class LifeTests(ReplicaTestCase):
         free, nobody = (f"localhost:{port}" for port in free_ports(2))
 
         fresh = self.replica("fresh")
-        self.assertIn("not running", str(self.assertRaises(NotReady, fresh.status)))
+        self.assertIn("not running", str(self.assertRaises(NotRunning, fresh.status)))
+        for asked in (fresh.propose(b"1"), fresh.read(), fresh.transfer()):
+            self.failureResultOf(asked, NotRunning)
         said = await self.fails(fresh.start(free, [nobody]), JoinFailed)
         self.assertIn(f"nothing is listening at {nobody}", said)
         # It may be tried again, with others.
@@ -388,7 +390,7 @@ class MemberTests(ReplicaTestCase):
         copy = self.replica("copy")
         said = await self.fails(copy.start(f"localhost:{port}"), BadAnswer)
         self.assertIn(f"belongs to {names[1]}", said)
-        self.assertRaises(NotReady, copy.status)
+        self.assertRaises(NotRunning, copy.status)
         self.assertEqual(len(original.status().members), 2)
 
     async def test_a_new_name_that_nobody_can_confirm(self) -> None:

@@ -19,7 +19,7 @@ from raftd.errors import (
     LeaseExists,
     LeaseNotFound,
     NoQuorum,
-    NotReady,
+    NotRunning,
     OutcomeUnknown,
     Overloaded,
     QuotaReached,
@@ -543,7 +543,7 @@ class ReadTests(StoreTestCase):
     def test_before_the_node_runs(self) -> None:
         cluster, _, _ = self.lead(1)
         service = StoreService(cluster.clock)
-        self.assertRaises(NotReady, lambda: service.database)
+        self.assertRaises(NotRunning, lambda: service.database)
         service.stop()
 
 
