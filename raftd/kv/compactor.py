@@ -23,6 +23,9 @@ from raftd.kv.results import CompactResult, Result
 
 #: How often the leader looks, in seconds.
 INTERVAL_S = 10.0
+#: How finely ages are told: what is to be kept for `keep_s` is kept longer by a
+#: part in so many, or by `INTERVAL_S`.
+MAX_SEEN = 1_000
 #: A compaction by number waits until so much more than is to be kept is there,
 #: as a part of it, so that it is worth its entry in the log.
 SLACK = 0.1
@@ -133,8 +136,8 @@ class Compactor:
         self._database = database
         self._keep_revisions = keep_revisions
         self._keep_s = keep_s
-        #: (when, the store's revision then), oldest first: one for each look,
-        #: and none that is older than the newest which is old enough.
+        #: (when, the store's revision then), oldest first, and none that is older
+        #: than the newest which is old enough: `MAX_SEEN` of them, and two.
         self._seen: deque[tuple[float, int]] = deque()
         self._timer: IDelayedCall | None = None
         #: What is to be compacted to by the next look, and by how many keys at a time.
@@ -190,7 +193,8 @@ class Compactor:
         if not self._keep_s:
             return 0
         now, seen = self._clock.seconds(), self._seen
-        seen.append((now, self._database.revision))
+        if not seen or now - seen[-1][0] >= self._keep_s / MAX_SEEN:
+            seen.append((now, self._database.revision))
         while len(seen) > 1 and seen[1][0] <= now - self._keep_s:
             seen.popleft()
         return seen[0][1] if seen[0][0] <= now - self._keep_s else 0

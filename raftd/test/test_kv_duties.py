@@ -17,6 +17,7 @@ from raftd.kv.checker import PAUSE_S as CHECK_PAUSE_S
 from raftd.kv.checker import SLICE_S, Checker
 from raftd.kv.compactor import (
     INTERVAL_S,
+    MAX_SEEN,
     PAUSE_S,
     PORTION_KEYS,
     RETRY_S,
@@ -173,6 +174,23 @@ class CompactorTests(SynchronousTestCase):
         self.database.compacted_revision = 1
         self.database.answer(CompactResult(1))
         self.assertEqual(self.at(9), [Compact(5)])
+
+    def test_a_long_age_is_told_by_few_points_in_time(self) -> None:
+        """So many, and no more, are kept; what goes is older, by a part of the age at most."""
+        keep_s = 100 * MAX_SEEN * INTERVAL_S
+        compactor = self.compactor(keep_s=keep_s)
+        looks = int(keep_s / INTERVAL_S)
+        for look in range(1, looks):
+            self.assertEqual(self.at(look), [])
+            self.assertLessEqual(len(compactor._seen), MAX_SEEN + 2)
+        for look in range(looks, looks + 1000):
+            for operation in self.at(look):
+                assert isinstance(operation, Compact)
+                self.assertLessEqual(operation.revision, max(look - looks, 1))
+                self.assertGreaterEqual(operation.revision, look - looks - 100)
+                self.database.compacted_revision = operation.revision
+                self.database.answer(CompactResult(operation.revision))
+        self.assertGreaterEqual(self.database.compacted_revision, 800)
 
     def test_by_both(self) -> None:
         self.compactor(keep_revisions=1000, keep_s=INTERVAL_S)
