@@ -85,6 +85,17 @@ def options(request: IRequest, allow: bytes) -> None:
     request.respond(204, headers=((b"Allow", allow),))
 
 
+def is_offered(request: IRequest, allow: bytes) -> bool:
+    """Whether the method is in `allow` and is no OPTIONS; if not, it is answered here."""
+    if request.method == "OPTIONS":
+        options(request, allow)
+    elif request.method not in allow.decode("ascii").split(", "):
+        not_allowed(request, allow)
+    else:
+        return True
+    return False
+
+
 def unavailable(request: IRequest, code: str, message: str) -> None:
     """Nothing was changed, and the same request may succeed a moment later."""
     error(request, 503, code, message, (RETRY_AFTER,))

@@ -13,7 +13,7 @@ from raftd.errors import RaftdError
 from raftd.interfaces import IRequest
 from raftd.kv.interfaces import IDatabase
 from raftd.web import streams
-from raftd.web.answers import NO_CACHE, NOSNIFF, OCTETS, failed_read, not_allowed, options
+from raftd.web.answers import NO_CACHE, NOSNIFF, OCTETS, failed_read, is_offered
 from raftd.web.parameters import no_parameters
 
 PATH = b"/snapshot"
@@ -23,17 +23,14 @@ ALLOW = b"GET, HEAD, OPTIONS"
 
 def handle(request: IRequest, database: IDatabase) -> None:
     """Answer a request for `PATH`."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method not in ("GET", "HEAD"):
-        not_allowed(request, ALLOW)
-    else:
-        try:
-            no_parameters(request.query, "/snapshot")
-        except RaftdError as e:
-            failed_read(request, e)
-            return
-        _get(request, database)
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        no_parameters(request.query, "/snapshot")
+    except RaftdError as e:
+        failed_read(request, e)
+        return
+    _get(request, database)
 
 
 def _get(request: IRequest, database: IDatabase) -> None:

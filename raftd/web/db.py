@@ -65,8 +65,8 @@ from raftd.web.fields import (
     IF_NONE_MATCH,
     Fields,
     check_content,
+    read_retry,
     refuse_conditions,
-    retry,
     special,
 )
 from raftd.web.parameters import Parameters, percent_decoded
@@ -200,7 +200,7 @@ def _put_with(request: IRequest, database: IDatabase, key: bytes, fields: Fields
     check_content(fields)
     parameters = Parameters(request.query, PUT_PARAMETERS, "A write of a key")
     compares = _compares(key, fields)
-    again = retry(request, fields)
+    retry = read_retry(request, fields)
     lease, grant = _lease(parameters, database)
     put = PutWith(key, request.body, lease, parameters.flag("prev"))
 
@@ -217,7 +217,7 @@ def _put_with(request: IRequest, database: IDatabase, key: bytes, fields: Fields
             more["previous"] = record(result.previous)
         _wrote(request, 201 if result.created else 200, key, result.revision, more)
 
-    _change(request, database, compares, grant, put, written, again)
+    _change(request, database, compares, grant, put, written, retry)
 
 
 def _lease(parameters: Parameters, database: IDatabase) -> tuple[int, GrantLease | None]:
@@ -247,7 +247,7 @@ def _delete_with(request: IRequest, database: IDatabase, key: bytes, fields: Fie
     check_content(fields)
     parameters = Parameters(request.query, DELETE_PARAMETERS, "A delete of a key")
     compares = _compares(key, fields)
-    again = retry(request, fields)
+    retry = read_retry(request, fields)
     delete = DeleteRangeWith(key, b"", parameters.flag("prev"))
     _change(
         request,
@@ -256,7 +256,7 @@ def _delete_with(request: IRequest, database: IDatabase, key: bytes, fields: Fie
         None,
         delete,
         lambda results: _deleted(request, key, results[0]),
-        again,
+        retry,
     )
 
 
@@ -281,7 +281,7 @@ def _change(
     grant: GrantLease | None,
     write: PutWith | DeleteRangeWith,
     done: Callable[[Sequence[Result]], None],
-    again: bytes,
+    retry: bytes,
 ) -> None:
     """
     Carry out `write`, behind its `grant`, if `compares` hold; give `done` the results.
@@ -307,7 +307,7 @@ def _change(
             kvs = found.kvs if isinstance(found, RangeResult) else ()
             _precondition_failed(request, kvs[0].mod_revision if kvs else 0)
 
-    database.change(operation, applied, again)
+    database.change(operation, applied, retry)
 
 
 # -- answers ---------------------------------------------------------------------

@@ -56,7 +56,7 @@ def check_content(fields: Fields) -> None:
         raise BadRequest("A body is taken as a whole: there is no Content-Range.")
 
 
-def retry(request: IRequest, fields: Fields) -> bytes:
+def read_retry(request: IRequest, fields: Fields) -> bytes:
     """What tells the store that `request` may be a retry; empty without an idempotency key."""
     key = fields.get(IDEMPOTENCY_KEY)
     if key is None:
@@ -74,14 +74,14 @@ def retry(request: IRequest, fields: Fields) -> bytes:
     return retry_of(key, request.method, target, request.body)
 
 
-def unconditional_retry(request: IRequest) -> bytes:
-    """As `retry`, of a write that cannot have conditions; `BadRequest` if it has."""
+def read_unconditional_retry(request: IRequest) -> bytes:
+    """As `read_retry`, of a write that cannot have conditions; `BadRequest` if it has."""
     fields = special(request.headers)
     if fields is None:
         return b""
     check_content(fields)
     refuse_conditions(fields)
-    return retry(request, fields)
+    return read_retry(request, fields)
 
 
 def refuse_conditions(fields: Fields) -> None:

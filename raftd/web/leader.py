@@ -9,11 +9,12 @@ does already; null if the new leader's name is not known here yet.
 from __future__ import annotations
 
 from raftd.core.messages import MemberId
-from raftd.errors import BadRequest, RaftdError
+from raftd.errors import RaftdError
 from raftd.interfaces import INode, IRequest
 from raftd.web import bodies
-from raftd.web.answers import json, not_allowed, options
+from raftd.web.answers import is_offered, json
 from raftd.web.members import Members, answer, find, refused, with_members
+from raftd.web.parameters import no_parameters
 
 PATH = b"/leader"
 
@@ -24,20 +25,16 @@ _EXAMPLE = '{"to": "localhost:4002"}'
 
 def handle(request: IRequest, node: INode) -> None:
     """Answer a request for `PATH`."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method != "POST":
-        not_allowed(request, ALLOW)
-    else:
-        try:
-            _post(request, node)
-        except RaftdError as e:
-            refused(request, e)
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        _post(request, node)
+    except RaftdError as e:
+        refused(request, e)
 
 
 def _post(request: IRequest, node: INode) -> None:
-    if request.query:
-        raise BadRequest("/leader has no parameters.")
+    no_parameters(request.query, "/leader")
     name = _successor(request.body)
     if name is None:
         _transfer(request, node, None)

@@ -33,7 +33,7 @@ from raftd.web.answers import (
     not_allowed,
     options,
 )
-from raftd.web.fields import unconditional_retry
+from raftd.web.fields import read_unconditional_retry
 from raftd.web.parameters import Parameters, no_parameters
 from raftd.web.records import MAX_TTL_S, lease_id, named, parse_lease_id, seconds
 
@@ -148,7 +148,7 @@ def _get(request: IRequest, database: IDatabase, number: int) -> None:
 
 def _grant(request: IRequest, database: IDatabase) -> None:
     no_parameters(request.query, "/lease")
-    again = unconditional_retry(request)
+    retry = read_unconditional_retry(request)
     value = bodies.parse(request.body, _EXAMPLE)
     bodies.check_keys(value, ("ttl", "id"), "The body")
     ttl_ms = _ttl_ms(value.get("ttl"))
@@ -161,7 +161,7 @@ def _grant(request: IRequest, database: IDatabase) -> None:
             location = (b"Location", b"/lease/%016x" % outcome.id)
             json(request, 201, _as_json(outcome), (location,))
 
-    database.grant(ttl_ms, done, number, again)
+    database.grant(ttl_ms, done, number, retry)
 
 
 def _ttl_ms(value: object) -> int:
@@ -215,4 +215,4 @@ def _revoke(request: IRequest, database: IDatabase, number: int) -> None:
         else:
             failed_result(request, outcome)
 
-    database.change(RevokeLease(number), done, unconditional_retry(request))
+    database.change(RevokeLease(number), done, read_unconditional_retry(request))

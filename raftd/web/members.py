@@ -55,6 +55,7 @@ from raftd.web.answers import (
     not_allowed,
     options,
 )
+from raftd.web.parameters import no_parameters
 from raftd.web.status import member_as_json
 
 PATH = b"/members"
@@ -105,12 +106,12 @@ def _all(request: IRequest, node: INode) -> None:
         options(request, ALLOW_ALL)
     elif method not in ("GET", "HEAD", "POST"):
         not_allowed(request, ALLOW_ALL)
-    elif request.query:
-        raise BadRequest("/members has no parameters.")
     elif method == "POST":
+        no_parameters(request.query, "/members")
         changes, force = _wanted(request.body)
         _change(request, node, force, lambda members: [make(members) for make in changes])
     else:
+        no_parameters(request.query, "/members")
         status = node.status()
         is_leader = status.role == "leader"
         found = [member_as_json(member, is_leader) for member in status.members]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from raftd.errors import RaftdError
 from raftd.interfaces import INode, IRequest, NodeStatus
 from raftd.kv.interfaces import IDatabase, StoreStatus
-from raftd.web.answers import NO_CACHE, failed_read, not_allowed, options
+from raftd.web.answers import NO_CACHE, failed_read, is_offered
 from raftd.web.parameters import no_parameters
 
 PATH = b"/metrics"
@@ -29,18 +29,15 @@ Samples = Iterable[tuple[Mapping[str, str], float]]
 
 def handle(request: IRequest, node: INode, database: IDatabase, version: str) -> None:
     """Answer a request for `PATH`."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method not in ("GET", "HEAD"):
-        not_allowed(request, ALLOW)
-    else:
-        try:
-            no_parameters(request.query, "/metrics")
-        except RaftdError as e:
-            failed_read(request, e)
-            return
-        text = as_text(node.status(), database.status(), version)
-        request.respond(200, text.encode("utf-8"), CONTENT_TYPE, (NO_CACHE,))
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        no_parameters(request.query, "/metrics")
+    except RaftdError as e:
+        failed_read(request, e)
+        return
+    text = as_text(node.status(), database.status(), version)
+    request.respond(200, text.encode("utf-8"), CONTENT_TYPE, (NO_CACHE,))
 
 
 def as_text(node: NodeStatus, store: StoreStatus, version: str) -> str:

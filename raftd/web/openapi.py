@@ -16,7 +16,7 @@ from raftd.errors import RaftdError
 from raftd.interfaces import IRequest
 from raftd.kv.interfaces import MAX_BACKUPS
 from raftd.web import db, lease, ranges, watch
-from raftd.web.answers import JSON, failed_read, not_allowed, options
+from raftd.web.answers import JSON, failed_read, is_offered
 from raftd.web.fields import MAX_IDEMPOTENCY_KEY_BYTES
 from raftd.web.parameters import no_parameters
 from raftd.web.ranges import LIMIT, MAX_LIMIT
@@ -49,17 +49,14 @@ _CONDITION = {"type": "string", "pattern": r'^(\*|"[0-9]+")$', "examples": ['"17
 
 def handle(request: IRequest, document: bytes) -> None:
     """Answer a request for `PATH` with the encoded document."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method not in ("GET", "HEAD"):
-        not_allowed(request, ALLOW)
-    else:
-        try:
-            no_parameters(request.query, "/openapi.json")
-        except RaftdError as e:
-            failed_read(request, e)
-            return
-        request.respond(200, document, JSON)
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        no_parameters(request.query, "/openapi.json")
+    except RaftdError as e:
+        failed_read(request, e)
+        return
+    request.respond(200, document, JSON)
 
 
 def encoded(version: str) -> bytes:

@@ -38,7 +38,7 @@ from raftd.web.answers import (
     not_allowed,
     options,
 )
-from raftd.web.fields import refuse_conditions, special, unconditional_retry
+from raftd.web.fields import read_unconditional_retry, refuse_conditions, special
 from raftd.web.parameters import Parameters
 from raftd.web.records import slices
 from raftd.web.watch import Watching, is_wanted
@@ -181,4 +181,4 @@ def _delete(request: IRequest, database: IDatabase) -> None:
         else:
             failed_result(request, outcome)
 
-    database.change(DeleteRange(*whole), done, unconditional_retry(request))
+    database.change(DeleteRange(*whole), done, read_unconditional_retry(request))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from raftd.errors import RaftdError
 from raftd.interfaces import INode, IRequest, MemberStatus, NodeStatus
 from raftd.kv.interfaces import IDatabase, StoreStatus
-from raftd.web.answers import NO_CACHE, error, json, not_allowed, options
+from raftd.web.answers import NO_CACHE, failed_read, is_offered, json
+from raftd.web.parameters import no_parameters
 
 PATH = b"/status"
 
@@ -13,15 +15,14 @@ ALLOW = b"GET, HEAD, OPTIONS"
 
 def handle(request: IRequest, node: INode, database: IDatabase, version: str) -> None:
     """Answer a request for `PATH`."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method not in ("GET", "HEAD"):
-        not_allowed(request, ALLOW)
-    elif request.query:
-        error(request, 400, "bad_request", "/status has no parameters.")
-    else:
-        value = as_json(node.status(), database.status(), version)
-        json(request, 200, value, (NO_CACHE,))
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        no_parameters(request.query, "/status")
+    except RaftdError as e:
+        failed_read(request, e)
+        return
+    json(request, 200, as_json(node.status(), database.status(), version), (NO_CACHE,))
 
 
 def as_json(status: NodeStatus, store: StoreStatus, version: str) -> dict[str, object]:

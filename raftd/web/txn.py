@@ -48,8 +48,8 @@ from raftd.kv.results import (
     TransactionResult,
 )
 from raftd.web import bodies, spans, streams
-from raftd.web.answers import JSON, failed_read, failed_result, not_allowed, options
-from raftd.web.fields import unconditional_retry
+from raftd.web.answers import JSON, failed_read, failed_result, is_offered
+from raftd.web.fields import read_unconditional_retry
 from raftd.web.parameters import MAX_NUMBER, no_parameters
 from raftd.web.ranges import MAX_LIMIT, SORTS
 from raftd.web.records import either, parse_lease_id, record, slices
@@ -357,21 +357,18 @@ def _result(step: Step, result: StepResult) -> Iterator[bytes]:
 
 def handle(request: IRequest, database: IDatabase) -> None:
     """Answer a request for `PATH`."""
-    if request.method == "OPTIONS":
-        options(request, ALLOW)
-    elif request.method != "POST":
-        not_allowed(request, ALLOW)
-    else:
-        try:
-            _post(request, database)
-        except RaftdError as e:
-            # Nothing was asked of the database yet.
-            failed_read(request, e)
+    if not is_offered(request, ALLOW):
+        return
+    try:
+        _post(request, database)
+    except RaftdError as e:
+        # Nothing was asked of the database yet.
+        failed_read(request, e)
 
 
 def _post(request: IRequest, database: IDatabase) -> None:
     no_parameters(request.query, "/txn")
-    again = unconditional_retry(request)
+    retry = read_unconditional_retry(request)
     transaction = parse(request.body)
 
     def done(outcome: Result | RaftdError) -> None:
@@ -380,4 +377,4 @@ def _post(request: IRequest, database: IDatabase) -> None:
         else:
             failed_result(request, outcome)
 
-    database.change(transaction, done, again)
+    database.change(transaction, done, retry)
