@@ -148,10 +148,10 @@ def growth(make: Callable[[], HTTPCluster], keys: int = MANY_KEYS) -> Sample:
         return replace(many, more={"against_few_keys": ratio, "rss_bytes_a_key": per_key})
 
 
-def restart(make: Callable[[], HTTPCluster], keys: int = MANY_KEYS) -> Sample:
+def restart(make: Callable[[], HTTPCluster]) -> Sample:
     """From the start of a node's process to its first linearizable read."""
     with make() as cluster:
-        filled_s = fill(cluster, keys, SMALL_VALUE_BYTES)
+        filled_s = fill(cluster, MANY_KEYS, SMALL_VALUE_BYTES)
         node = cluster.follower()
         cluster.kill(node)
         return Sample(0, 0, 0, more={"restart_s": cluster.restart(node), "filled_s": filled_s})

@@ -98,7 +98,7 @@ def request_bytes(method: str, path: str, body: str) -> bytes:
     return (head + body).encode()
 
 
-def send_all(port: int, requests: Iterator[bytes], connections: int = CONNECTIONS) -> int:
+def send_all(port: int, requests: Iterator[bytes]) -> int:
     """Send them over some connections, each waiting for its answer; how many there were."""
     selector = selectors.DefaultSelector()
     done = 0
@@ -111,7 +111,7 @@ def send_all(port: int, requests: Iterator[bytes], connections: int = CONNECTION
         else:
             connection.sendall(request)
 
-    for _ in range(connections):
+    for _ in range(CONNECTIONS):
         opened = socket.create_connection(("localhost", port))
         selector.register(opened, selectors.EVENT_READ, bytearray())
         next_one(opened)

@@ -8,8 +8,8 @@ again.  So the process lets Python collect only what is young by itself; the
 rest is looked at here, often, and frozen as soon as that takes noticeably long.
 
 What was frozen goes when nothing refers to it, like everything in Python; only
-if it became part of a circle that nobody needs would it stay for ever.  raftd
-leaves no such circles behind, neither a request nor a connection, and tests
+if it became part of a reference cycle that nobody needs would it stay for ever.  raftd
+leaves no such cycles behind, neither a request nor a connection, and tests
 hold it to that.
 """
 
@@ -41,7 +41,7 @@ def keep_pauses_short(reactor: IReactorTime) -> Collector:
     Keep the pauses of this process's garbage collector short, from now on.
 
     `twist raftd` does so itself.  A program that embeds raftd and has much in
-    memory calls it once, and must not leave circles behind that it does not
+    memory calls it once, and must not leave reference cycles behind that it does not
     break: those that become garbage late are not collected.
     """
     collector = Collector(reactor)

@@ -196,9 +196,9 @@ class _Table:
     their times.  `size` is the sum of the lengths of their results.
     """
 
-    def __init__(self, now_ms: int = 0) -> None:
+    def __init__(self) -> None:
         #: The greatest time of a command with a key that was applied.
-        self.now_ms = now_ms
+        self.now_ms = 0
         self.size = 0
         self.records = _Records()
         self.order = _Order()

@@ -327,7 +327,11 @@ class IPeer(Interface):
         """
 
     def read_index(timeout_ms: int) -> Deferred[int]:
-        """Ask the peer, as the leader, for a read index (thesis 6.4)."""
+        """
+        Ask the peer, as the leader, for a read index (thesis 6.4).
+
+        An error that it answers with; `NoLeader` and `PeerUnreachable`.
+        """
 
     def ask(question: bytes, timeout_ms: int) -> Deferred[bytes]:
         """

@@ -43,8 +43,8 @@ EQUAL, NOT_EQUAL, LESS, GREATER = range(1, 5)
 #: By what a range is sorted: the key, or one of the targets of compares above.
 KEY = 0
 
-#: How deep transactions may be nested.
-MAX_NESTING = 32
+#: How deep transactions are decoded; `raftd.kv.limits` says how deep a client may nest them.
+MAX_DECODED_NESTING = 32
 
 # Bounds that decoding checks: whatever is beyond is no operation.
 LeaseId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
@@ -255,13 +255,13 @@ def decode_operation(data: bytes) -> Operation | Refusal:
 
 def _is_too_deep(transaction: Transaction) -> bool:
     """
-    Whether it is nested deeper than `MAX_NESTING`.
+    Whether it is nested deeper than `MAX_DECODED_NESTING`.
 
     How deep the decoder may go depends on how deep the stack is already, and
     must not decide anything: whatever might be too deep for it is refused alike.
     """
     level: list[Step] = [transaction]
-    for _ in range(MAX_NESTING + 1):
+    for _ in range(MAX_DECODED_NESTING + 1):
         level = [
             step
             for outer in level

@@ -231,7 +231,7 @@ class Watch:
         if self.state is not _State.CLOSED:
             self._hub.closed(self, self._group)
             self.state = _State.CLOSED
-            # As a rule this is a method of whoever has this watch: no circle is left.
+            # As a rule this is a method of whoever has this watch: no reference cycle is left.
             self.on_ready = _nobody
 
 

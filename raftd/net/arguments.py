@@ -8,7 +8,7 @@ these functions has the type and the bounds that it says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 from twisted.protocols import amp
@@ -232,32 +232,35 @@ class Entries(Payload):
         return decode_entries(inString)
 
 
-class SnapshotPiece(Payload):
-    """A part of a snapshot file, of at most `MAX_SNAPSHOT_PIECE_BYTES`."""
+class _BoundedBytes(Payload):
+    """At most `MAX_BYTES` of `WHAT`."""
+
+    MAX_BYTES: ClassVar[int]
+    WHAT: ClassVar[str]
 
     def toString(self, inObject: bytes) -> bytes:
-        if len(inObject) > MAX_SNAPSHOT_PIECE_BYTES:
-            raise ValueError(f"a piece of {len(inObject)} bytes is too long")
+        if len(inObject) > self.MAX_BYTES:
+            raise ValueError(f"{self.WHAT} of {len(inObject)} bytes is too long")
         return inObject
 
     def fromString(self, inString: bytes) -> bytes:
-        if len(inString) > MAX_SNAPSHOT_PIECE_BYTES:
-            raise ProtocolViolation(f"a piece of a snapshot of {len(inString)} bytes")
+        if len(inString) > self.MAX_BYTES:
+            raise ProtocolViolation(f"{self.WHAT} of {len(inString)} bytes")
         return inString
 
 
-class Question(Payload):
-    """What the leader's program is asked, or answers: at most `MAX_QUESTION_BYTES`."""
+class SnapshotPiece(_BoundedBytes):
+    """A part of a snapshot file."""
 
-    def toString(self, inObject: bytes) -> bytes:
-        if len(inObject) > MAX_QUESTION_BYTES:
-            raise ValueError(f"a question or answer of {len(inObject)} bytes is too long")
-        return inObject
+    MAX_BYTES = MAX_SNAPSHOT_PIECE_BYTES
+    WHAT = "a piece of a snapshot"
 
-    def fromString(self, inString: bytes) -> bytes:
-        if len(inString) > MAX_QUESTION_BYTES:
-            raise ProtocolViolation(f"a question or answer of {len(inString)} bytes")
-        return inString
+
+class Question(_BoundedBytes):
+    """What the leader's program is asked, or answers."""
+
+    MAX_BYTES = MAX_QUESTION_BYTES
+    WHAT = "a question or answer"
 
 
 class ConfigurationArgument(Payload):

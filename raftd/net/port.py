@@ -145,7 +145,7 @@ class PortConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         self._stop_waiting()
-        # A circle that the garbage collector need not find.
+        # A reference cycle that the garbage collector need not find.
         self.__dict__.pop("dataReceived", None)
         inner, self._inner = self._inner, None
         if inner is not None:

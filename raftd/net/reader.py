@@ -114,7 +114,7 @@ class Reader:
     def close(self) -> None:
         """
         Nothing more will be fed.  The parser holds this object's methods, and
-        `deliver` is one of whoever holds this object: no circle is left.
+        `deliver` is one of whoever holds this object: no reference cycle is left.
         """
         self.phase = DEAF
         del self._parser, self._deliver

@@ -246,7 +246,7 @@ class GarbageTests(ServerTestCase):
         gc.garbage.clear()
         return found
 
-    async def test_requests_leave_no_circles(self) -> None:
+    async def test_requests_leave_no_cycles(self) -> None:
         server = await self.initialized()
         gc.collect()
         self.addCleanup(gc.enable)

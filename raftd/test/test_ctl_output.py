@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from raftd.ctl.output import JSON, RAW, TABLE, Cell, Output, cut, duration, escaped, shown, size
+from raftd.ctl.output import JSON, RAW, TABLE, Cell, Output, cut, escaped, shown, size
 from raftd.test.ctlrig import Stream
 
 
@@ -78,9 +78,6 @@ class Escapes(SynchronousTestCase):
     def test_amounts(self) -> None:
         self.assertEqual([size(n) for n in (0, 1023, 1536, 5 << 20, 3 << 40)],
                          ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 TiB"])  # fmt: skip
-        self.assertEqual(
-            [duration(s) for s in (0.2, 59, 3600, 90061)], ["0s", "59s", "1h", "1d 1h"]
-        )
 
 
 class Tables(SynchronousTestCase):

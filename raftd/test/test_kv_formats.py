@@ -193,7 +193,7 @@ class Nesting(SynchronousTestCase):
         return apply_bytes(Store(), operation)[0]
 
     def test_up_to_the_bound_it_is_carried_out(self) -> None:
-        deepest = nested(operations.MAX_NESTING)
+        deepest = nested(operations.MAX_DECODED_NESTING)
         used = 0
         frame = sys._getframe()
         while frame.f_back is not None:
@@ -207,10 +207,10 @@ class Nesting(SynchronousTestCase):
         """Whether or not the decoder could have gone so deep, and what is at the bottom."""
         results = {
             self.result_of(nested(depth, bottom))
-            for depth in (operations.MAX_NESTING + 1, 100, 300, 1000, 100_000)
+            for depth in (operations.MAX_DECODED_NESTING + 1, 100, 300, 1000, 100_000)
             for bottom in (b"\x94\x03\x90\x90\x90", b"\xc1")
         }
         self.assertEqual(results, {encode_result(REFUSALS["unknown_operation"])})
-        wide = msgspec.msgpack.decode(nested(operations.MAX_NESTING + 1))
+        wide = msgspec.msgpack.decode(nested(operations.MAX_DECODED_NESTING + 1))
         wide[2] = [msgspec.msgpack.decode(nested(0)), *wide[2]]
         self.assertIn(self.result_of(msgspec.msgpack.encode(wide)), results)

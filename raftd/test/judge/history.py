@@ -126,7 +126,7 @@ class Broken(msgspec.Struct, tag="broken", frozen=True, omit_defaults=True):
 
 OperationLine = Invoke | Ok | Fail | Unknown
 WatchLine = Watch | Changed | Progress | Compacted | Broken
-Line = Invoke | Ok | Fail | Unknown | Watch | Changed | Progress | Compacted | Broken
+Line = OperationLine | WatchLine
 
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Line] = msgspec.json.Decoder(Line).decode

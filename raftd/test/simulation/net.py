@@ -78,11 +78,6 @@ class SimulatedNetwork(Network):
         self.lost += lost
         return lost
 
-    def cut_both(self, one: MemberId, other: MemberId) -> None:
-        """Nothing gets from either to the other."""
-        self.cut(one, other)
-        self.cut(other, one)
-
     def mend(self, source: MemberId, target: MemberId) -> None:
         """What `cut` did is over."""
         self._cut.discard((source, target))
