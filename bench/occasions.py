@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -56,7 +55,7 @@ class ProbedRaftd(Raftd):
 
     def launch(self, node: int) -> Child:
         directory = self.node_directory(node)
-        command = [sys.executable, os.path.join(HERE, "probed_server.py"), directory]
+        command = [self.python, os.path.join(HERE, "probed_server.py"), directory]
         command.append(f"localhost:{self.ports[node]}")
         if self.children:
             command.append(f"localhost:{self.ports[0]}")

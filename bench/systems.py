@@ -230,12 +230,23 @@ class Raftd(HTTPCluster):
     txn_path = "/txn"
     event_mark = b'"type":"put"'
 
+    #: What runs it; the constant answer too, so that they are compared.
+    python = sys.executable
     #: For a test of the server itself, further options of its command line.
     options: tuple[str, ...] = ()
 
     @classmethod
     def version(cls) -> str:
-        return __version__
+        return f"{__version__} with {cls._python_version()}"
+
+    @classmethod
+    def _python_version(cls) -> str:
+        code = (
+            "import platform, sys; jit = getattr(sys, '_jit', None); "
+            "print(platform.python_implementation(), platform.python_version(), "
+            "'and its JIT' if jit is not None and jit.is_enabled() else '')"
+        )
+        return subprocess.check_output([cls.python, "-c", code], text=True).strip()
 
     def start(self) -> None:
         for node in range(self.size):
@@ -258,7 +269,7 @@ class Raftd(HTTPCluster):
         if not os.path.exists(os.path.join(directory, "output.log")):
             first = f"localhost:{self.ports[0]}"
             arguments.append(f"--join={first}" if self.children else "--init")
-        command = [sys.executable, "-m", "twisted", "raftd", *arguments]
+        command = [self.python, "-m", "twisted", "raftd", *arguments]
         return Child(command, directory, python_path())
 
     def add(self) -> int:
@@ -457,7 +468,7 @@ class Constant(HTTPCluster):
     def launch(self, node: int) -> Child:
         script = os.path.join(HERE, "constant_server.py")
         return Child(
-            [sys.executable, script, str(self.ports[node])],
+            [Raftd.python, script, str(self.ports[node])],
             self.node_directory(node),
             python_path(),
         )
