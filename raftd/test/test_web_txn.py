@@ -14,6 +14,7 @@ from raftd.kv.operations import (
     GREATER,
     LEASE,
     LESS,
+    MAX_DECODED_NESTING,
     MOD_REVISION,
     NOT_EQUAL,
     VALUE,
@@ -223,17 +224,20 @@ class Bodies(TransactionCase):
             self.assertRefused(self.ask("POST", b"/txn", body), "occurs twice")
 
     def test_nesting(self) -> None:
-        body = b'{"then":[{"txn":' * 5000 + b"{}" + b"}]}" * 5000
-        self.assertRefused(self.ask("POST", b"/txn", body), "nested too deeply")
-        body = b'{"then":[{"txn":' * 128 + b"{}" + b"}]}" * 128
-        transaction = self.transaction(body)
+        def nested(depth: int) -> bytes:
+            return b'{"then":[{"txn":' * depth + b"{}" + b"}]}" * depth
+
+        for depth in (MAX_DECODED_NESTING + 1, 128, 300, 5000, 60_000):
+            answer = self.ask("POST", b"/txn", nested(depth))
+            self.assertRefused(answer, "nested too deeply")
+        transaction = self.transaction(nested(MAX_DECODED_NESTING))
         depth = 0
         while transaction.success:
             (step,) = transaction.success
             assert isinstance(step, Transaction)
             transaction = step
             depth += 1
-        self.assertEqual(depth, 128)
+        self.assertEqual(depth, MAX_DECODED_NESTING)
 
     def test_size(self) -> None:
         body = json.dumps({"then": [{"put": {"key": "a", "value": "v" * 2**20}}]}).encode()

@@ -28,6 +28,7 @@ from raftd.kv.operations import (
     GREATER,
     LEASE,
     LESS,
+    MAX_DECODED_NESTING,
     MOD_REVISION,
     NOT_EQUAL,
     VALUE,
@@ -162,6 +163,9 @@ _decode = msgspec.json.Decoder(_Transaction).decode
 _place = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL).fullmatch
 
 
+_TOO_DEEP = "Transactions are nested too deeply."
+
+
 def parse(body: bytes) -> Transaction:
     """The transaction that `body` is; `BadRequest`, `TooLarge`."""
     if len(body) > MAX_BODY_BYTES:
@@ -178,27 +182,32 @@ def parse(body: bytes) -> Transaction:
         why = str(e).removeprefix("JSON is malformed: ")
         raise BadRequest(f"The body is not JSON: {why[:1].lower()}{why[1:]}.") from None
     except RecursionError:
-        raise BadRequest("Transactions are nested too deeply.") from None
-    return _transaction(wanted, "")
+        raise BadRequest(_TOO_DEEP) from None
+    return _transaction(wanted, "", 0)
 
 
-def _transaction(wanted: _Transaction, where: str) -> Transaction:
+def _transaction(wanted: _Transaction, where: str, nesting: int) -> Transaction:
     """`where` is the place in the body, with the dot that follows it."""
+    if nesting > MAX_DECODED_NESTING:
+        # How deep the decoder goes depends on Python, and may be deeper than this can.
+        raise BadRequest(_TOO_DEEP)
     return Transaction(
         tuple(
             _compare(compare, f"{where}compare[{i}]")
             for i, compare in enumerate(wanted.compare)
         ),
-        _steps(wanted.then, f"{where}then"),
-        _steps(wanted.otherwise, f"{where}else"),
+        _steps(wanted.then, f"{where}then", nesting),
+        _steps(wanted.otherwise, f"{where}else", nesting),
     )
 
 
-def _steps(operations: Sequence[_Operation], where: str) -> tuple[Step, ...]:
-    return tuple(_step(operation, f"{where}[{i}]") for i, operation in enumerate(operations))
+def _steps(operations: Sequence[_Operation], where: str, nesting: int) -> tuple[Step, ...]:
+    return tuple(
+        _step(operation, f"{where}[{i}]", nesting) for i, operation in enumerate(operations)
+    )
 
 
-def _step(operation: _Operation, where: str) -> Step:
+def _step(operation: _Operation, where: str, nesting: int) -> Step:
     given = [
         (name, wanted)
         for name in ("put", "get", "delete", "txn")
@@ -214,7 +223,7 @@ def _step(operation: _Operation, where: str) -> Step:
         return _get(wanted, where)
     if isinstance(wanted, _Delete):
         return DeleteRangeWith(*_keys(wanted, where), wanted.prev)
-    return _transaction(wanted, f"{where}.")
+    return _transaction(wanted, f"{where}.", nesting + 1)
 
 
 def _put(wanted: _Put, where: str) -> PutWith:
