@@ -100,11 +100,11 @@ class Compaction(SynchronousTestCase):
             # Not through bytes, which would make another object.
             self.store._versions.put(b"%d" % (n % 2), value, 0, n + 2)
             self.store.revision = n + 2
-        unused = sys.getrefcount(b"value %d" % 11)
+        (unused,) = {sys.getrefcount(value) for value in [b"value %d" % 11]}
         for compacted in range(2, 13):
             apply(self.store, Compact(compacted))
             # Of the two keys one was changed at `compacted`, the other just before.
-            kept = [sys.getrefcount(value) > unused + 2 for value in values]
+            kept = [sys.getrefcount(value) > unused for value in values]
             self.assertEqual(kept, [n + 2 >= compacted - 1 for n in range(11)], compacted)
 
     def test_old_versions_of_a_key_are_found_by_marks(self) -> None:
@@ -262,8 +262,12 @@ class Garbage(SynchronousTestCase):
         inside = store._versions
         replaced = inside.history._open_replaced[-1]
         assert isinstance(replaced, tuple)
+        # From CPython 3.14 on every dictionary is looked at, until it is frozen.
+        are_tracked = gc.is_tracked({b"a key": b"a value"})
         for shard in (*inside._newest, *replaced):
-            self.assertFalse(gc.is_tracked(shard))
+            self.assertIs(gc.is_tracked(shard), are_tracked)
+            for version in shard.values():
+                self.assertFalse(gc.is_tracked(version))
         for chunk in (*inside.history._full, *inside.history._full_replaced):
             self.assertFalse(gc.is_tracked(chunk))
         self.assertEqual(len(inside.history._full_replaced), 3000 // 256)

@@ -16,9 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 
-from twisted.logger import ILogObserver, LogEvent, globalLogBeginner
-from zope.interface import implementer
-
+from raftd.test.simulation.quiet import keep_quiet
 from raftd.test.simulation.run import Outcome, run_seed
 from raftd.test.simulation.shrink import shrink
 
@@ -89,17 +87,6 @@ def run_seeds(
             for outcome in pool.map(run_seed, seeds, chunksize=CHUNK):
                 add(outcome)
     return figures
-
-
-def keep_quiet() -> None:
-    """What nodes log in simulated trouble is of no interest to the terminal."""
-    globalLogBeginner.beginLoggingTo([_Silence()], redirectStandardIO=False)
-
-
-@implementer(ILogObserver)
-class _Silence:
-    def __call__(self, event: LogEvent) -> None:
-        pass
 
 
 def _only(text: str) -> list[int]:
